@@ -1,0 +1,40 @@
+"""What the engine says of a call that it does not admit."""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import NamedTuple
+
+from sluice.core.keys import BucketKey
+from sluice.core.limits import Cap
+
+
+class Reason(StrEnum):
+    """Why a call is refused: one word for answers, metrics, logs and status alike."""
+
+    OVERSIZED_REQUEST = "OversizedRequest"
+    """It asks for more than the cap: it can never fit, and no retry helps."""
+    WOULD_EXCEED = "WouldExceed"
+    """It cannot fit into a window within `maxWait`."""
+    NO_FREE_SLOT = "NoFreeSlot"
+    """No call in flight ended within `maxWait`."""
+    QUEUE_FULL = "QueueFull"
+    """The gate holds as many waiting calls as it may."""
+
+
+class Refusal(NamedTuple):
+    """A refused call: it has consumed nothing."""
+
+    reason: Reason
+    key: BucketKey
+    """The bucket that said no."""
+    cap: Cap
+    """The cap that said no."""
+    limit: int
+    used: int
+    """What the cap counted when it said no: tokens or requests in the window, or calls in flight."""
+    requested: int
+    """What the call asked of that cap."""
+    retry_after: int | None
+    """Nanoseconds until the call would fit as things stand; None where that cannot be known (a call in flight
+    ends when it ends) or will never be."""

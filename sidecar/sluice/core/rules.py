@@ -1,0 +1,102 @@
+"""Which limits meet a call: an immutable book of rules, swapped whole when the configuration changes.
+
+Of the rules of one scope the most specific one applies: a rule that names the subject before one that matches it
+by pattern before one for everybody; among those, likewise by model; among equals the one that stands first.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Final, NamedTuple
+
+from sluice.core.keys import BucketKey, Scope
+from sluice.core.limits import Limits
+
+EXACT: Final = 1 << 20
+"""Above the length of any pattern: a name always beats a pattern."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One entry of `spec.limits`. A `*` in a pattern stands for any run of characters; empty tuples match all."""
+
+    provider: str
+    scope: Scope
+    limits: Limits
+    subjects: tuple[str, ...] = ()
+    models: tuple[str, ...] = ()
+
+
+class Applied(NamedTuple):
+    """A bucket that a call touches, and the limits in force for it."""
+
+    key: BucketKey
+    limits: Limits
+
+
+def _specificity(patterns: tuple[str, ...], value: str) -> int:
+    """How narrowly the patterns match: -1 not at all, 0 by matching everything, more for longer patterns."""
+    if not patterns:
+        return 0
+    best = -1
+    for pattern in patterns:
+        if pattern == value:
+            return EXACT
+        if fnmatchcase(value, pattern):
+            best = max(best, len(pattern))
+    return best
+
+
+@dataclass(frozen=True, slots=True)
+class RuleBook:
+    """Every rule in force. Immutable: a reader sees one book or the next one, never a mix."""
+
+    rules: tuple[Rule, ...] = ()
+    _scopes: Mapping[str, Mapping[Scope, tuple[Rule, ...]]] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        scopes: dict[str, dict[Scope, tuple[Rule, ...]]] = {}
+        for rule in self.rules:
+            if not rule.limits.is_unset:
+                of_provider = scopes.setdefault(rule.provider, {})
+                of_provider[rule.scope] = (*of_provider.get(rule.scope, ()), rule)
+        object.__setattr__(self, "_scopes", scopes)
+
+    def match(self, provider: str, subjects: Mapping[Scope, str], model: str = "") -> tuple[Applied, ...]:
+        """The buckets that a call touches, one a scope at most; empty where nothing limits it.
+
+        A scope whose subject the call does not name falls into the bucket of the empty subject, so that a
+        caller gains nothing by leaving its name out.
+        """
+        applied = []
+        for scope, rules in self._scopes.get(provider, {}).items():
+            subject = subjects.get(scope, "")
+            rule = _most_specific(rules, subject, model)
+            if rule is not None:
+                key = BucketKey(provider, scope, subject, ",".join(sorted(rule.models)))
+                applied.append(Applied(key, rule.limits))
+        return tuple(applied)
+
+    def limits_of(self, key: BucketKey) -> Limits:
+        """The limits in force for a bucket that exists; unset limits if no rule speaks of it any more."""
+        candidates = [
+            rule
+            for rule in self._scopes.get(key.provider, {}).get(key.scope, ())
+            if ",".join(sorted(rule.models)) == key.models
+        ]
+        best = max(candidates, key=lambda rule: _specificity(rule.subjects, key.subject), default=None)
+        if best is None or _specificity(best.subjects, key.subject) < 0:
+            return Limits()
+        return best.limits
+
+
+def _most_specific(rules: Iterable[Rule], subject: str, model: str) -> Rule | None:
+    best: Rule | None = None
+    best_rank = (-1, -1)
+    for rule in rules:
+        rank = (_specificity(rule.subjects, subject), _specificity(rule.models, model))
+        if min(rank) >= 0 and rank > best_rank:
+            best, best_rank = rule, rank
+    return best

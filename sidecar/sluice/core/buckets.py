@@ -1,0 +1,196 @@
+"""The state of one `(provider, scope, subject)`: its windows, its calls in flight, and who waits for it."""
+
+from __future__ import annotations
+
+from bisect import bisect_left, insort
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from sluice.core.keys import BucketKey
+from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
+from sluice.core.windows import NEVER, SlidingWindow
+
+if TYPE_CHECKING:
+    from sluice.core.permits import Waiter
+
+
+class Demand(NamedTuple):
+    """What one call, or several together, ask of a bucket."""
+
+    slots: int
+    requests: int
+    tokens: int
+
+    def plus(self, other: Demand) -> Demand:
+        return Demand(self.slots + other.slots, self.requests + other.requests, self.tokens + other.tokens)
+
+    def minus(self, other: Demand) -> Demand:
+        return Demand(self.slots - other.slots, self.requests - other.requests, self.tokens - other.tokens)
+
+
+NOTHING: Final = Demand(0, 0, 0)
+
+
+class Obstacle(NamedTuple):
+    """A cap that has no room for a demand now."""
+
+    cap: Cap
+    limit: int
+    used: int
+    requested: int
+    clears_at: int | None
+    """When it would have room as things stand; None where only the end of a call makes room; `NEVER`: it cannot."""
+
+
+class Queue:
+    """The calls that wait and touch one bucket, in order of arrival (tickets only grow)."""
+
+    __slots__ = ("blocked", "demand", "waiters")
+
+    def __init__(self) -> None:
+        self.waiters: dict[int, Waiter] = {}
+        """All of them: what they ask for is kept back from whoever comes later."""
+        self.demand = NOTHING
+        """What they ask together."""
+        self.blocked: list[int] = []
+        """Tickets, ascending, of those that found no room in this very bucket: only they profit from room here."""
+
+    def join(self, waiter: Waiter) -> None:
+        self.waiters[waiter.ticket] = waiter
+        self.demand = self.demand.plus(waiter.call.demand)
+
+    def leave(self, waiter: Waiter) -> None:
+        del self.waiters[waiter.ticket]
+        self.demand = self.demand.minus(waiter.call.demand)
+        self.unblock(waiter.ticket)
+
+    def block(self, ticket: int) -> None:
+        at = bisect_left(self.blocked, ticket)
+        if at == len(self.blocked) or self.blocked[at] != ticket:
+            insort(self.blocked, ticket)
+
+    def unblock(self, ticket: int) -> None:
+        at = bisect_left(self.blocked, ticket)
+        if at < len(self.blocked) and self.blocked[at] == ticket:
+            del self.blocked[at]
+
+    def demand_before(self, ticket: int) -> Demand:
+        """What those with an earlier ticket ask together."""
+        if not self.waiters or ticket > next(reversed(self.waiters)):
+            return self.demand
+        slots = requests = tokens = 0
+        for other, waiter in self.waiters.items():
+            if other >= ticket:
+                break
+            demand = waiter.call.demand
+            slots += demand.slots
+            requests += demand.requests
+            tokens += demand.tokens
+        return Demand(slots, requests, tokens)
+
+
+class Bucket:
+    """Mutable; only the engine changes it, under its lock."""
+
+    __slots__ = (
+        "admitted",
+        "committed",
+        "estimated",
+        "in_flight",
+        "key",
+        "limits",
+        "max_concurrent",
+        "queue",
+        "refunded",
+        "rejected",
+        "windows",
+    )
+
+    def __init__(self, key: BucketKey, limits: Limits) -> None:
+        self.key = key
+        self.in_flight = 0
+        self.queue: Queue | None = None
+        """None rather than empty: most buckets never have one."""
+        self.windows: tuple[SlidingWindow, ...] = ()
+        self.admitted = self.committed = self.estimated = self.refunded = self.rejected = 0
+        self.apply(limits)
+
+    def apply(self, limits: Limits) -> None:
+        """Put new limits in force. Periods that stay capped keep their counts; a newly capped one starts empty."""
+        kept = {window.length: window for window in self.windows}
+        windows = []
+        for length, request_cap, token_cap in limits.periods:
+            window = kept.get(length) or SlidingWindow(length)
+            window.request_cap = NEVER if request_cap is None else request_cap
+            window.token_cap = NEVER if token_cap is None else token_cap
+            windows.append(window)
+        self.windows = tuple(windows)
+        self.limits = limits
+        self.max_concurrent = NEVER if limits.max_concurrent is None else limits.max_concurrent
+
+    @property
+    def is_shadow(self) -> bool:
+        return self.limits.mode is Mode.SHADOW
+
+    def admits(self, now: int, demand: Demand) -> bool:
+        """True if there is room now for the demand, and nobody waits for this bucket."""
+        slots, requests, tokens = demand
+        if self.queue is not None or (slots and self.in_flight >= self.max_concurrent):
+            return False
+        for window in self.windows:
+            if now >= window.expires:
+                window.slide(now)
+            if window.requests + requests > window.request_cap or window.tokens + tokens > window.token_cap:
+                return False
+        return True
+
+    def charge(self, now: int, demand: Demand) -> None:
+        """Record an admitted call."""
+        slots, requests, tokens = demand
+        self.admitted += 1
+        self.in_flight += slots
+        for window in self.windows:
+            window.book(now, requests, tokens)
+
+    def obstacles(self, now: int, demand: Demand, ahead: Demand) -> list[Obstacle]:
+        """Every cap without room now for the demand and for those ahead of it; the slot first."""
+        found = []
+        taken = self.in_flight + ahead.slots
+        if demand.slots and taken >= self.max_concurrent:
+            clears = NEVER if self.max_concurrent == 0 else None
+            found.append(Obstacle(Cap.MAX_CONCURRENT, self.max_concurrent, self.in_flight, demand.slots, clears))
+        for window in self.windows:
+            window.slide(now)
+            obstacle = _window_obstacle(window, now, demand, ahead)
+            if obstacle is not None:
+                found.append(obstacle)
+        return found
+
+    def demand_before(self, ticket: int) -> Demand:
+        """What the waiting calls with an earlier ticket ask together."""
+        return NOTHING if self.queue is None else self.queue.demand_before(ticket)
+
+    def is_idle(self, now: int) -> bool:
+        """True if forgetting this bucket changes no decision."""
+        if self.in_flight or self.queue is not None:
+            return False
+        return all(window.empty_at <= now for window in self.windows)
+
+
+def _window_obstacle(window: SlidingWindow, now: int, demand: Demand, ahead: Demand) -> Obstacle | None:
+    requests, tokens = demand.requests + ahead.requests, demand.tokens + ahead.tokens
+    if window.has_room(requests, tokens):
+        return None
+    over_tokens = window.tokens + tokens > window.token_cap
+    if demand.requests > window.request_cap or demand.tokens > window.token_cap:
+        over_tokens = demand.tokens > window.token_cap
+        clears = NEVER
+    else:
+        clears = window.fits_at(now, requests, tokens)
+        if clears == NEVER:
+            # Those ahead fill a whole period by themselves: not before they have left it again.
+            clears = now + window.length
+        elif over_tokens and window.fits_at(now, requests, 0) == clears != window.fits_at(now, 0, tokens):
+            over_tokens = False  # both are over, and it is the requests that hold longer
+    if over_tokens:
+        return Obstacle(TOKEN_CAPS[window.length], window.token_cap, window.tokens, demand.tokens, clears)
+    return Obstacle(REQUEST_CAPS[window.length], window.request_cap, window.requests, demand.requests, clears)

@@ -1,0 +1,474 @@
+"""Admission: who may call now, who waits, who is refused.
+
+Theory of operation
+    A call touches one bucket a scope. It is admitted if every bucket has room for it: a slot first, then every window.
+    Then it is recorded in all of them; otherwise in none. A refused call leaves no trace but a count of refusals.
+
+    Waiting. A call that has no room now may wait up to the `maxWait` of each bucket that stands in its way, counted
+    from its arrival. It is refused at once, with the time until it would fit, where that time is later. Whoever waits
+    stands in the queue of every enforced bucket it touches, and what it asks for is kept back there: a later call
+    passes only where there is room for both. So nobody is overtaken in a bucket that is short, and nobody waits
+    behind another's full bucket in one that has room for both.
+
+    When room comes (a release, a lower commit, somebody gives up, time passes, limits change) those blocked in the
+    buckets concerned are looked at in order of arrival, until such a bucket has nothing left to give.
+
+    Permits. A permit is held by whoever claims its lease (the stream that watches the call). One that nobody claims
+    within `lease` ns is freed at that deadline, its estimate standing; a claim that comes later still settles it.
+
+State
+    `_buckets`; per bucket its windows, `in_flight` and `queue`; `_unclaimed` and `_expired` permits; `_wakes`. All of it
+    changes under one lock, in the public functions here. Time is an argument; a `now` before one already seen counts
+    as that one, so a clock that steps back stops time and breaks nothing.
+"""
+
+from __future__ import annotations
+
+import heapq
+from bisect import bisect_right
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
+from threading import RLock
+from typing import Final
+
+from sluice.core.buckets import Bucket, Demand, Obstacle, Queue
+from sluice.core.decisions import Reason, Refusal
+from sluice.core.keys import OVERFLOW, BucketKey
+from sluice.core.limits import SECOND
+from sluice.core.permits import Call, Permit, Settled, Waiter
+from sluice.core.rules import Applied, RuleBook
+from sluice.core.states import BucketState, Snapshot, Totals, picture
+from sluice.core.telemetry import DebugLog, Telemetry
+from sluice.core.windows import MAX_AMOUNT, NEVER
+
+SWEEP: Final = 500
+"""Buckets looked at for idleness each time the engine is told of time: about half a millisecond."""
+REMEMBERED: Final = 4096
+"""Expired permits that a late claim can still settle."""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSettings:
+    """Bounds of one engine."""
+
+    lease: int = 2 * SECOND
+    """Nanoseconds in which an admitted call must be claimed."""
+    max_keys: int = 100_000
+    """Buckets held at once; newcomers past it share one overflow bucket a scope. Idle ones are forgotten."""
+    max_waiters: int = 1024
+    """Calls that may queue at once, over all buckets."""
+    name: str = ""
+    """Stands before every lease, so that a lease of an earlier process is not taken for one of this one's."""
+
+
+class Engine:
+    """Thread-safe. Every `now` is in nanoseconds of one clock that does not follow the wall clock's changes."""
+
+    def __init__(
+        self,
+        rules: RuleBook | None = None,
+        settings: EngineSettings | None = None,
+        telemetry: Telemetry | None = None,
+    ) -> None:
+        self.rules = rules or RuleBook()
+        self.settings = settings or EngineSettings()
+        self._telemetry: Telemetry = telemetry or DebugLog()
+        self._lock = RLock()
+        self._now = -NEVER
+        self._buckets: dict[BucketKey, Bucket] = {}
+        self._sweep: Iterator[BucketKey] = iter(())
+        self._tickets = 0
+        self._waiting = 0
+        self._wakes: list[tuple[int, int, Waiter]] = []
+        self._leases = 0
+        self._in_flight = 0
+        self._unclaimed: dict[str, Permit] = {}
+        self._expired: dict[str, Permit] = {}
+        self._totals = Totals()
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    def acquire(self, call: Call, now: int) -> Permit | Refusal | Waiter:
+        """Admit the call, refuse it, or put it into the queue. Amounts above `MAX_AMOUNT` count as `MAX_AMOUNT`."""
+        with self._lock:
+            now = self._advance_clock(now)
+            if not call.applied:
+                self._totals.unlimited += 1
+                return Permit(self, "", call, (), now, 0)
+            demand = call.demand
+            if demand.tokens > MAX_AMOUNT or demand.requests > MAX_AMOUNT:
+                demand = demand._replace(
+                    tokens=min(demand.tokens, MAX_AMOUNT), requests=min(demand.requests, MAX_AMOUNT)
+                )
+                call = call._replace(demand=demand)
+            buckets = tuple([self._bucket(applied) for applied in call.applied])
+            for bucket in buckets:
+                if not bucket.admits(now, demand):
+                    return self._consider_newcomer(call, buckets, now)
+            return self._admit(call, buckets, now, 0)
+
+    def cancel(self, waiter: Waiter, now: int) -> None:
+        """The caller has left the queue: it has consumed nothing, also if it was admitted just before."""
+        with self._lock:
+            now = self._advance_clock(now)
+            if waiter.pending:
+                self._dequeue(waiter)
+                self._pump(waiter.buckets, now)
+            elif isinstance(waiter.outcome, Permit):
+                self.withdraw(waiter.outcome, now)
+
+    def withdraw(self, permit: Permit, now: int) -> None:
+        """Undo an admission of which the caller was never told: as if it had not been."""
+        with self._lock:
+            now = self._advance_clock(now)
+            if permit.released or permit.settled is not None:
+                return
+            permit.settled, permit.released = Settled.REFUNDED, True
+            self._unclaimed.pop(permit.lease, None)
+            self._totals.admitted -= 1
+            demand = permit.call.demand
+            for bucket in permit.buckets:
+                bucket.admitted -= 1
+                bucket.in_flight -= demand.slots
+                for window in bucket.windows:
+                    window.amend(permit.admitted_at, -demand.requests, -permit.tokens)
+            self._in_flight -= demand.slots
+            permit.tokens = 0
+            self._pump(permit.buckets, now)
+
+    def claim(self, lease: str, now: int) -> Permit | None:
+        """The permit of that lease, for whoever now speaks for the call and will release it; None if there is none.
+
+        From here on it has no deadline. A lease can be claimed once. An expired one is still given, already
+        released, so that what the call used can be committed.
+        """
+        with self._lock:
+            self._advance_clock(now)
+            return self._unclaimed.pop(lease, None) or self._expired.pop(lease, None)
+
+    def commit(self, permit: Permit, actual: int, now: int, settled: Settled = Settled.COMMITTED) -> bool:
+        """See `Permit.commit_tokens`."""
+        with self._lock:
+            now = self._advance_clock(now)
+            if not permit.buckets or permit.settled in _FINAL or permit.settled is settled:
+                return False
+            actual = min(max(actual, 0), MAX_AMOUNT)
+            self._count_settled(permit, -1)
+            difference, permit.tokens, permit.settled = actual - permit.tokens, actual, settled
+            self._count_settled(permit, 1)
+            if difference:
+                for bucket in permit.buckets:
+                    for window in bucket.windows:
+                        window.amend(permit.admitted_at, 0, difference)
+            self._telemetry.committed(permit)
+            if difference < 0:
+                self._pump(permit.buckets, now)
+            return True
+
+    def release(self, permit: Permit, now: int) -> bool:
+        """See `Permit.release`."""
+        with self._lock:
+            now = self._advance_clock(now)
+            if permit.released or not permit.buckets:
+                return False
+            self._unclaimed.pop(permit.lease, None)
+            self._free(permit)
+            self._telemetry.released(permit)
+            self._pump(permit.buckets, now)
+            return True
+
+    # -- time and limits -----------------------------------------------------------------------------------------
+
+    def advance(self, now: int) -> None:
+        """Time has passed: free what nobody claimed, look at whoever waits, forget some idle buckets."""
+        with self._lock:
+            now = self._advance_clock(now)
+            self._expire(now)
+            while self._wakes and self._wakes[0][0] <= now:
+                wake, _, waiter = heapq.heappop(self._wakes)
+                if waiter.pending and waiter.wake == wake:
+                    self._reconsider(waiter, now)
+                    if not waiter.pending:
+                        self._pump(waiter.buckets, now)
+            self._forget_idle(now)
+
+    @property
+    def next_wake(self) -> int:
+        """When `advance` is next due for somebody who waits; `NEVER` if nobody does. Leases want it now and then too."""
+        with self._lock:
+            while self._wakes:
+                wake, _, waiter = self._wakes[0]
+                if waiter.pending and waiter.wake == wake:
+                    return wake
+                heapq.heappop(self._wakes)
+            return NEVER
+
+    def swap(self, rules: RuleBook, now: int) -> None:
+        """Put other rules in force. Counts, permits and queues stay; whoever waits is looked at again at once."""
+        with self._lock:
+            now = self._advance_clock(now)
+            self.rules = rules
+            touched = [bucket for bucket in self._buckets.values() if bucket.queue is not None]
+            waiters = {ticket: waiter for b in touched if b.queue for ticket, waiter in b.queue.waiters.items()}
+            for bucket in touched:
+                self._refresh(bucket)
+            for _, waiter in sorted(waiters.items()):
+                self._reconsider(waiter, now)
+
+    # -- what is seen --------------------------------------------------------------------------------------------
+
+    def current_state(self, key: BucketKey, now: int) -> BucketState | None:
+        """The state of one bucket; None if nothing was ever counted in it, or all of it has left."""
+        with self._lock:
+            now = self._advance_clock(now)
+            bucket = self._buckets.get(key)
+            if bucket is None:
+                return None
+            self._refresh(bucket)
+            return picture(bucket, now)
+
+    def snapshot(self, now: int) -> Snapshot:
+        """Every bucket, at one moment."""
+        with self._lock:
+            now = self._advance_clock(now)
+            pictures = []
+            for bucket in self._buckets.values():
+                self._refresh(bucket)
+                pictures.append(picture(bucket, now))
+            return Snapshot(tuple(pictures), replace(self._totals), self._waiting, self._in_flight, now)
+
+    def totals(self) -> Snapshot:
+        """The totals alone."""
+        with self._lock:
+            return Snapshot((), replace(self._totals), self._waiting, self._in_flight, self._now)
+
+    # -- within --------------------------------------------------------------------------------------------------
+
+    def _advance_clock(self, now: int) -> int:
+        if now > self._now:
+            self._now = now
+        return self._now
+
+    def _bucket(self, applied: Applied) -> Bucket:
+        key, limits = applied
+        bucket = self._buckets.get(key)
+        if bucket is None:
+            if len(self._buckets) >= self.settings.max_keys and key.subject != OVERFLOW:
+                key = key._replace(subject=OVERFLOW)
+                return self._bucket(Applied(key, self.rules.limits_of(key)))
+            bucket = self._buckets[key] = Bucket(key, limits)
+        elif bucket.limits is not limits:
+            bucket.apply(limits)
+        return bucket
+
+    def _refresh(self, bucket: Bucket) -> None:
+        limits = self.rules.limits_of(bucket.key)
+        if bucket.limits is not limits:
+            bucket.apply(limits)
+
+    def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int) -> Permit:
+        demand = call.demand
+        for bucket in buckets:
+            bucket.charge(now, demand)
+        self._leases += 1
+        permit = Permit(self, f"{self.settings.name}{self._leases}", call, buckets, now, waited)
+        permit.deadline = now + self.settings.lease
+        self._unclaimed[permit.lease] = permit
+        self._in_flight += demand.slots
+        self._totals.admitted += 1
+        self._telemetry.acquired(permit)
+        return permit
+
+    def _refuse(self, call: Call, refusal: Refusal, now: int, waited: int) -> Refusal:
+        self._totals.rejected += 1
+        bucket = self._buckets.get(refusal.key)
+        if bucket is not None:
+            bucket.rejected += 1
+        self._telemetry.rejected(call, refusal, waited)
+        return refusal
+
+    def _consider_newcomer(self, call: Call, buckets: tuple[Bucket, ...], now: int) -> Permit | Refusal | Waiter:
+        self._tickets += 1
+        waiter = Waiter(call, buckets, self._tickets, now)
+        verdict = self._verdict(waiter, now)
+        if verdict is None and self._waiting >= self.settings.max_waiters:
+            bucket, obstacle = self._obstacles(waiter, now)[0]
+            verdict = _refusal(Reason.QUEUE_FULL, bucket, obstacle, None)
+        if isinstance(verdict, Refusal):
+            return self._refuse(call, verdict, now, 0)
+        if verdict is not None:
+            return verdict
+        for bucket in buckets:
+            if bucket.queue is None:
+                bucket.queue = Queue()
+            bucket.queue.join(waiter)
+        self._waiting += 1
+        self._stay(waiter)
+        return waiter
+
+    def _reconsider(self, waiter: Waiter, now: int) -> None:
+        """Settle a waiting call if it can be settled now."""
+        verdict = self._verdict(waiter, now)
+        if verdict is None:
+            self._stay(waiter)
+            return
+        self._dequeue(waiter)
+        if isinstance(verdict, Refusal):
+            self._refuse(waiter.call, verdict, now, now - waiter.arrived)
+        waiter.outcome = verdict
+        if waiter.notify is not None:
+            waiter.notify(verdict)
+
+    def _obstacles(self, waiter: Waiter, now: int, *, shadow: bool = False) -> list[tuple[Bucket, Obstacle]]:
+        """What stands in the way now, with those ahead in the queues served first."""
+        found = []
+        for bucket in waiter.buckets:
+            if bucket.is_shadow is shadow:
+                ahead = bucket.demand_before(waiter.ticket)
+                found += [(bucket, obstacle) for obstacle in bucket.obstacles(now, waiter.call.demand, ahead)]
+        return found
+
+    def _verdict(self, waiter: Waiter, now: int) -> Permit | Refusal | None:
+        """Admitted, refused, or None for: it waits (then `deadline` and `wake` say until when)."""
+        obstacles = self._obstacles(waiter, now)
+        if not obstacles:
+            self._tell_shadow(waiter, now)
+            return self._admit(waiter.call, waiter.buckets, now, now - waiter.arrived)
+        for bucket, obstacle in obstacles:
+            if obstacle.clears_at == NEVER:
+                return _refusal(Reason.OVERSIZED_REQUEST, bucket, obstacle, None)
+        clears_at = max((o.clears_at for _, o in obstacles if o.clears_at is not None), default=now)
+        retry_after = clears_at - now if clears_at > now else None
+        waiter.blocked_by = tuple(bucket for bucket, _ in obstacles)
+        waiter.deadline = min(waiter.arrived + bucket.limits.max_wait for bucket in waiter.blocked_by)
+        for bucket, obstacle in obstacles:
+            if obstacle.clears_at is None and waiter.arrived + bucket.limits.max_wait <= now:
+                return _refusal(Reason.NO_FREE_SLOT, bucket, obstacle, retry_after)
+        late = [
+            (obstacle.clears_at, bucket, obstacle)
+            for bucket, obstacle in obstacles
+            if obstacle.clears_at is not None and obstacle.clears_at > waiter.arrived + bucket.limits.max_wait
+        ]
+        if late:
+            _, bucket, obstacle = max(late, key=lambda found: found[0])
+            return _refusal(Reason.WOULD_EXCEED, bucket, obstacle, retry_after)
+        needs_slot = any(obstacle.clears_at is None for _, obstacle in obstacles)
+        waiter.wake = waiter.deadline if needs_slot else min(waiter.deadline, clears_at)
+        return None
+
+    def _tell_shadow(self, waiter: Waiter, now: int) -> None:
+        for bucket, obstacle in self._obstacles(waiter, now, shadow=True):
+            reason = {None: Reason.NO_FREE_SLOT, NEVER: Reason.OVERSIZED_REQUEST}.get(
+                obstacle.clears_at, Reason.WOULD_EXCEED
+            )
+            after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
+            self._totals.would_reject += 1
+            bucket.rejected += 1
+            self._telemetry.would_reject(waiter.call, _refusal(reason, bucket, obstacle, after))
+
+    def _stay(self, waiter: Waiter) -> None:
+        """It goes on waiting, for room in the buckets it is blocked by."""
+        for bucket in waiter.buckets:
+            if bucket.queue is not None:
+                if bucket in waiter.blocked_by:
+                    bucket.queue.block(waiter.ticket)
+                else:
+                    bucket.queue.unblock(waiter.ticket)
+        heapq.heappush(self._wakes, (waiter.wake, waiter.ticket, waiter))
+
+    def _dequeue(self, waiter: Waiter) -> None:
+        waiter.pending = False
+        self._waiting -= 1
+        for bucket in waiter.buckets:
+            if bucket.queue is not None:
+                bucket.queue.leave(waiter)
+                if not bucket.queue.waiters:
+                    bucket.queue = None
+
+    def _pump(self, buckets: Iterable[Bucket], now: int) -> None:
+        """Room may have come in these buckets: serve those blocked there, in order, until nothing is left."""
+        todo = list(buckets)
+        while todo:
+            bucket = todo.pop()
+            ticket = -1
+            while (waiter := _next_blocked(bucket, ticket)) is not None:
+                ticket = waiter.ticket
+                self._reconsider(waiter, now)
+                if isinstance(waiter.outcome, Refusal):
+                    todo += waiter.buckets  # what was kept back for it is free again
+                elif waiter.pending and bucket.obstacles(now, _LEAST, bucket.demand_before(ticket + 1)):
+                    break
+
+    def _free(self, permit: Permit) -> None:
+        permit.released = True
+        if permit.settled is None:
+            permit.settled = Settled.ESTIMATED
+            self._count_settled(permit, 1)
+        slots = permit.call.demand.slots
+        self._in_flight -= slots
+        for bucket in permit.buckets:
+            bucket.in_flight -= slots
+
+    def _count_settled(self, permit: Permit, sign: int) -> None:
+        """Enter a permit into the ledger under the way it was settled, or take it out again."""
+        totals, settled = self._totals, permit.settled
+        if settled is None:
+            return
+        if settled is Settled.COMMITTED:
+            totals.committed += sign
+            totals.committed_tokens += sign * permit.tokens
+            for bucket in permit.buckets:
+                bucket.committed += sign
+        elif settled is Settled.ESTIMATED:
+            totals.estimated += sign
+            totals.estimated_tokens += sign * permit.tokens
+            for bucket in permit.buckets:
+                bucket.estimated += sign
+        else:
+            totals.refunded += sign
+            for bucket in permit.buckets:
+                bucket.refunded += sign
+
+    def _expire(self, now: int) -> None:
+        while self._unclaimed:
+            lease, permit = next(iter(self._unclaimed.items()))
+            if permit.deadline > now:
+                return
+            del self._unclaimed[lease]
+            self._expired[lease] = permit
+            if len(self._expired) > REMEMBERED:
+                del self._expired[next(iter(self._expired))]
+            self._free(permit)
+            self._totals.expired_permits += 1
+            self._telemetry.expired(permit)
+            self._pump(permit.buckets, now)
+
+    def _forget_idle(self, now: int) -> None:
+        for _ in range(min(SWEEP, len(self._buckets))):
+            key = next(self._sweep, None)
+            if key is None:
+                self._sweep = iter(tuple(self._buckets))
+                return
+            bucket = self._buckets.get(key)
+            if bucket is not None and bucket.is_idle(now):
+                del self._buckets[key]
+
+
+_LEAST: Final = Demand(slots=1, requests=1, tokens=0)
+"""What every call asks at the least."""
+_FINAL: Final = (Settled.COMMITTED, Settled.REFUNDED)
+
+
+def _next_blocked(bucket: Bucket, after: int) -> Waiter | None:
+    """The first that is blocked in the bucket and has a later ticket."""
+    if bucket.queue is None:
+        return None
+    blocked = bucket.queue.blocked
+    at = bisect_right(blocked, after)
+    return bucket.queue.waiters[blocked[at]] if at < len(blocked) else None
+
+
+def _refusal(reason: Reason, bucket: Bucket, obstacle: Obstacle, retry_after: int | None) -> Refusal:
+    return Refusal(
+        reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after
+    )

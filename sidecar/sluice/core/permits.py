@@ -1,0 +1,105 @@
+"""The right to one call, and the place in the queue for one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from enum import StrEnum
+from typing import TYPE_CHECKING, NamedTuple
+
+from sluice.core.buckets import Bucket, Demand
+from sluice.core.decisions import Refusal
+from sluice.core.keys import BucketKey
+from sluice.core.rules import Applied
+
+if TYPE_CHECKING:
+    from sluice.core.engine import Engine
+
+
+class Call(NamedTuple):
+    """One call that asks for admission."""
+
+    applied: tuple[Applied, ...]
+    """The buckets it touches, from `RuleBook.match`. Empty: nothing limits it."""
+    demand: Demand
+    """What it asks of each of them: one slot (or none, for a caller that reports no end), requests, tokens."""
+    detail: object = None
+    """The adapter's own; the engine does not look at it."""
+
+
+class Settled(StrEnum):
+    """How a call's tokens came to be what they are."""
+
+    COMMITTED = "committed"
+    """The provider said what was used."""
+    ESTIMATED = "estimated"
+    """It never said; an estimate stands."""
+    REFUNDED = "refunded"
+    """The call failed, and the provider does not count it."""
+
+
+class Permit:
+    """The right to one call: a slot and a reservation in every bucket it touches.
+
+    `commit_tokens` and `release` may come in any order and any number of times; only the first of each counts.
+    A permit without buckets (nothing limits the call) is inert: it does nothing, and costs nothing.
+    """
+
+    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "lease", "released", "settled",
+                 "tokens", "waited")  # fmt: skip
+
+    def __init__(
+        self, engine: Engine, lease: str, call: Call, buckets: tuple[Bucket, ...], admitted_at: int, waited: int
+    ) -> None:
+        self._engine = engine
+        self.lease = lease
+        """Its name, for whoever speaks for the call later; empty for an inert permit."""
+        self.call = call
+        self.buckets = buckets
+        self.admitted_at = admitted_at
+        self.waited = waited
+        """Nanoseconds it queued."""
+        self.deadline = 0
+        self.estimate = call.demand.tokens
+        self.tokens = call.demand.tokens
+        """What is booked for it now: the estimate until it is settled."""
+        self.settled: Settled | None = None
+        self.released = False
+
+    @property
+    def keys(self) -> tuple[BucketKey, ...]:
+        return tuple(bucket.key for bucket in self.buckets)
+
+    def commit_tokens(self, actual: int, now: int, settled: Settled = Settled.COMMITTED) -> bool:
+        """Replace the estimate by `actual` tokens (0 to `MAX_AMOUNT`), booked where the estimate was.
+
+        True if this call settled it; False if it was settled before, and nothing has changed. An estimate that
+        stood because the permit was released unsettled is still replaced.
+        """
+        return self._engine.commit(self, actual, now, settled)
+
+    def release(self, now: int) -> bool:
+        """Free the slots; what is booked stands. True if this call freed them."""
+        return self._engine.release(self, now)
+
+
+class Waiter:
+    """A call in the queue. Its outcome arrives when the engine is next told of time, of a release or of a commit."""
+
+    __slots__ = ("arrived", "blocked_by", "buckets", "call", "deadline", "notify", "outcome", "pending", "ticket", "wake")
+
+    def __init__(self, call: Call, buckets: tuple[Bucket, ...], ticket: int, arrived: int) -> None:
+        self.call = call
+        self.buckets = buckets
+        self.ticket = ticket
+        self.arrived = arrived
+        self.blocked_by: tuple[Bucket, ...] = ()
+        """The buckets without room for it when it was last looked at."""
+        self.deadline = arrived
+        """When it is refused if nothing makes room before."""
+        self.wake = arrived
+        """When the engine looks at it again by itself."""
+        self.pending = True
+        """False once it has an outcome or has given up."""
+        self.outcome: Permit | Refusal | None = None
+        self.notify: Callable[[Permit | Refusal], None] | None = None
+        """Called once with the outcome, inside the engine: it must not call the engine."""

@@ -1,0 +1,98 @@
+"""What a person may see of a bucket: immutable pictures of one moment."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sluice.core.buckets import Bucket
+from sluice.core.keys import BucketKey
+from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
+from sluice.core.windows import NEVER
+
+
+@dataclass(frozen=True, slots=True)
+class WindowState:
+    """One cap over one period."""
+
+    limit: int
+    used: int
+    """For tokens: what was committed, and the estimates of the calls not settled yet."""
+    reset: int
+    """Nanoseconds until nothing of what is counted now counts any more."""
+
+    @property
+    def remaining(self) -> int:
+        """Never below 0: commits may exceed their estimates."""
+        return max(0, self.limit - self.used)
+
+
+@dataclass(frozen=True, slots=True)
+class BucketState:
+    """One bucket. The ledger holds at every moment: admitted = committed + estimated + refunded + unsettled."""
+
+    key: BucketKey
+    in_flight: int
+    queued: int
+    """Calls that wait for room in this very bucket."""
+    max_concurrent: int | None
+    windows: Mapping[Cap, WindowState]
+    admitted: int
+    rejected: int
+    committed: int
+    estimated: int
+    refunded: int
+
+
+@dataclass(slots=True)
+class Totals:
+    """Everything since the engine was made. Calls, but for the fields that say tokens."""
+
+    admitted: int = 0
+    unlimited: int = 0
+    """Let through because no limit speaks of them; not among the admitted."""
+    rejected: int = 0
+    would_reject: int = 0
+    committed: int = 0
+    estimated: int = 0
+    refunded: int = 0
+    committed_tokens: int = 0
+    """What providers said was used."""
+    estimated_tokens: int = 0
+    """What stands on an estimate, because the provider never said."""
+    expired_permits: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """Every bucket at one moment."""
+
+    buckets: tuple[BucketState, ...]
+    totals: Totals
+    queued: int
+    in_flight: int
+    at: int = field(default=0)
+
+
+def picture(bucket: Bucket, now: int) -> BucketState:
+    """The state of a bucket at `now`."""
+    windows: dict[Cap, WindowState] = {}
+    for window in bucket.windows:
+        window.slide(now)
+        reset = max(0, window.empty_at - now)
+        if window.request_cap != NEVER:
+            windows[REQUEST_CAPS[window.length]] = WindowState(window.request_cap, window.requests, reset)
+        if window.token_cap != NEVER:
+            windows[TOKEN_CAPS[window.length]] = WindowState(window.token_cap, window.tokens, reset)
+    return BucketState(
+        key=bucket.key,
+        in_flight=bucket.in_flight,
+        queued=0 if bucket.queue is None else len(bucket.queue.blocked),
+        max_concurrent=bucket.limits.max_concurrent,
+        windows=windows,
+        admitted=bucket.admitted,
+        rejected=bucket.rejected,
+        committed=bucket.committed,
+        estimated=bucket.estimated,
+        refunded=bucket.refunded,
+    )

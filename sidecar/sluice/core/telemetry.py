@@ -1,0 +1,71 @@
+"""What the engine tells of its work, as it happens."""
+
+from __future__ import annotations
+
+import logging
+from typing import Protocol
+
+from sluice.core.decisions import Refusal
+from sluice.core.permits import Call, Permit
+
+logger = logging.getLogger("sluice")
+
+
+class Telemetry(Protocol):
+    """Called inside the engine, once an event: keep it short, and do not call the engine from it.
+
+    A permit knows its keys, its estimate, what it really used (`tokens`), how that was settled and how long it waited.
+    """
+
+    def acquired(self, permit: Permit) -> None: ...
+
+    def committed(self, permit: Permit) -> None: ...
+
+    def rejected(self, call: Call, refusal: Refusal, waited: int) -> None: ...
+
+    def would_reject(self, call: Call, refusal: Refusal) -> None:
+        """A limit in shadow mode had no room, and let the call pass."""
+
+    def released(self, permit: Permit) -> None: ...
+
+    def expired(self, permit: Permit) -> None: ...
+
+
+class DebugLog:
+    """The default: one line an event, at debug."""
+
+    def acquired(self, permit: Permit) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "acquire %s keys=%s estimate=%d waited=%dns",
+                permit.lease, permit.keys, permit.estimate, permit.waited,
+            )  # fmt: skip
+
+    def committed(self, permit: Permit) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "commit %s keys=%s estimate=%d actual=%d %s",
+                permit.lease, permit.keys, permit.estimate, permit.tokens, permit.settled,
+            )  # fmt: skip
+
+    def rejected(self, call: Call, refusal: Refusal, waited: int) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "reject key=%s estimate=%d reason=%s cap=%s waited=%dns",
+                refusal.key, call.demand.tokens, refusal.reason, refusal.cap, waited,
+            )  # fmt: skip
+
+    def would_reject(self, call: Call, refusal: Refusal) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug(
+                "would reject (shadow) key=%s estimate=%d reason=%s cap=%s",
+                refusal.key, call.demand.tokens, refusal.reason, refusal.cap,
+            )  # fmt: skip
+
+    def released(self, permit: Permit) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("release %s keys=%s", permit.lease, permit.keys)
+
+    def expired(self, permit: Permit) -> None:
+        if logger.isEnabledFor(logging.DEBUG):
+            logger.debug("expire %s keys=%s estimate=%d", permit.lease, permit.keys, permit.estimate)

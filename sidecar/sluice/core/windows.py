@@ -1,0 +1,125 @@
+"""A sliding count of requests and tokens over one period.
+
+Theory of operation
+    A period of length W is cut into 60 slots of W/60, aligned to the time axis. What is admitted at time t is booked
+    in the slot that holds t, and the slot counts until ALL of it has left the period: slot k, which ends at
+    (k+1)·W/60, counts until (k+61)·W/60. So 61 slots count at most, the oldest of them in part already outside.
+
+    Bound: what counts at t covers everything admitted in [t-W, t]. A window never admits more than an exact log over
+    any closed interval of length W, and gives capacity back at most W/60 late.
+
+    Slots are kept sparsely, in time order, three integers each (slot number, requests, tokens) in one flat array:
+    a caller seen once costs one slot, a busy one 61. The totals are kept beside them, so that a check is two
+    additions. Time moves forward only; the engine sees to that.
+"""
+
+from __future__ import annotations
+
+from array import array
+from typing import Final
+
+SLOTS: Final = 60
+NEVER: Final = 2**63 - 1
+"""A time that does not come."""
+MAX_AMOUNT: Final = 2**36
+"""The most tokens or requests that one call can count for: 2**27 such calls in one slot still fit 64 bits."""
+
+_STRIDE: Final = 3
+
+
+class SlidingWindow:
+    """Requests and tokens of one bucket over one period. Not thread-safe; times are in ns and never decrease."""
+
+    __slots__ = ("_head", "_slot_length", "_slots", "expires", "length", "request_cap", "requests", "token_cap", "tokens")
+
+    def __init__(self, length: int) -> None:
+        self.length = length
+        self.request_cap = NEVER
+        self.token_cap = NEVER
+        self.requests = 0
+        self.tokens = 0
+        self.expires = NEVER
+        """When the oldest slot leaves; `slide` has nothing to do before that."""
+        self._slot_length = length // SLOTS
+        self._slots = array("q")
+        self._head = 0
+
+    def slide(self, now: int) -> None:
+        """Let go of every slot that has wholly left the period at `now`."""
+        if now < self.expires:
+            return
+        slots, head, end = self._slots, self._head, len(self._slots)
+        oldest = now // self._slot_length - SLOTS
+        while head < end and slots[head] < oldest:
+            self.requests -= slots[head + 1]
+            self.tokens -= slots[head + 2]
+            head += _STRIDE
+        if head == end:
+            self._slots, self._head, self.expires = array("q"), 0, NEVER
+            return
+        self.expires = self._leaves(slots[head])
+        if head > SLOTS * _STRIDE:
+            del slots[:head]
+            head = 0
+        self._head = head
+
+    def has_room(self, requests: int, tokens: int) -> bool:
+        """True if that much more stays within the caps. Call `slide` first."""
+        return self.requests + requests <= self.request_cap and self.tokens + tokens <= self.token_cap
+
+    def book(self, now: int, requests: int, tokens: int) -> None:
+        """Count a call in the slot of `now`."""
+        slots = self._slots
+        slot = now // self._slot_length
+        if slots and slots[-_STRIDE] == slot:
+            slots[-2] += requests
+            slots[-1] += tokens
+        else:
+            slots.append(slot)
+            slots.append(requests)
+            slots.append(tokens)
+            if self.expires == NEVER:
+                self.expires = self._leaves(slot)
+        self.requests += requests
+        self.tokens += tokens
+
+    def amend(self, booked_at: int, requests: int, tokens: int) -> bool:
+        """Change what was booked at `booked_at` by these differences. False if that slot has left: nothing to change."""
+        slots = self._slots
+        slot = booked_at // self._slot_length
+        for at in range(len(slots) - _STRIDE, self._head - 1, -_STRIDE):
+            if slots[at] == slot:
+                slots[at + 1] += requests
+                slots[at + 2] += tokens
+                self.requests += requests
+                self.tokens += tokens
+                return True
+            if slots[at] < slot:
+                break
+        return False
+
+    def fits_at(self, now: int, requests: int, tokens: int) -> int:
+        """The first time at which that much more stays within the caps, if nothing else is booked meanwhile.
+
+        `now` if it fits already; `NEVER` if it is more than a cap allows at all. Call `slide` first.
+        """
+        if requests > self.request_cap or tokens > self.token_cap:
+            return NEVER
+        spare_requests = self.request_cap - self.requests - requests
+        spare_tokens = self.token_cap - self.tokens - tokens
+        fits = now
+        slots, at = self._slots, self._head
+        while spare_requests < 0 or spare_tokens < 0:
+            spare_requests += slots[at + 1]
+            spare_tokens += slots[at + 2]
+            fits = self._leaves(slots[at])
+            at += _STRIDE
+        return fits
+
+    @property
+    def empty_at(self) -> int:
+        """When the last slot leaves if nothing more is booked; 0 if nothing is counted."""
+        return self._leaves(self._slots[-_STRIDE]) if self._slots else 0
+
+    def _leaves(self, slot: int) -> int:
+        return (slot + SLOTS + 1) * self._slot_length

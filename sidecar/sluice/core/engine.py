@@ -34,7 +34,7 @@ from typing import Final
 from sluice.core.buckets import Bucket, Demand, Obstacle, Queue
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
-from sluice.core.limits import SECOND
+from sluice.core.limits import SECOND, Limits
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Applied, RuleBook
 from sluice.core.states import BucketState, Snapshot, Totals, picture
@@ -254,16 +254,20 @@ class Engine:
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self.settings.max_keys and key.subject != OVERFLOW:
-                key = key._replace(subject=OVERFLOW)
-                return self._bucket(Applied(key, self.rules.limits_of(key)))
+                return self._bucket(Applied(key._replace(subject=OVERFLOW), self._overflow_limits(applied)))
             bucket = self._buckets[key] = Bucket(key, limits)
         elif bucket.limits is not limits:
             bucket.apply(limits)
         return bucket
 
+    def _overflow_limits(self, applied: Applied) -> Limits:
+        """What newcomers share: the limits for everybody, or where only some are limited, those of this newcomer."""
+        limits = self.rules.limits_of(applied.key._replace(subject=OVERFLOW))
+        return applied.limits if limits.is_unset else limits
+
     def _refresh(self, bucket: Bucket) -> None:
         limits = self.rules.limits_of(bucket.key)
-        if bucket.limits is not limits:
+        if bucket.limits is not limits and bucket.key.subject != OVERFLOW:
             bucket.apply(limits)
 
     def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int) -> Permit:

@@ -1,0 +1,77 @@
+"""What a limits document says once it is read: every value here is sound, and nothing inside checks it again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import Final
+
+from sluice.core.keys import Scope
+from sluice.core.limits import Limits
+from sluice.usage.profiles import Api
+
+DEFAULT_OUTPUT_TOKENS: Final = 256
+"""Output that a call is expected to bring when it declares none: a short answer in a chat."""
+
+
+class FailurePolicy(StrEnum):
+    """What becomes of calls while the gate cannot decide. The value is the word of the document."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+
+
+class SubjectKind(StrEnum):
+    """Where a subject is read. The value is the field of `subject` in the document."""
+
+    HEADER = "header"
+    CONSTANT = "constant"
+    ENV = "env"
+    API_KEY = "apiKey"
+
+
+@dataclass(frozen=True, slots=True)
+class SubjectSource:
+    """Where the subject of a scope is read."""
+
+    kind: SubjectKind
+    value: str = ""
+    """The header's name in lower case, the constant itself, or the variable's name; empty for `apiKey`."""
+
+
+@dataclass(frozen=True, slots=True)
+class LimitEntry:
+    """One entry of `spec.limits`."""
+
+    scope: Scope
+    subject: SubjectSource
+    """The source of the whole scope: entries that leave `subject` out carry the one their scope names elsewhere."""
+    subjects: tuple[str, ...]
+    """`match.subjects`; empty for everybody. A `*` stands for any run of characters."""
+    models: tuple[str, ...]
+    """`match.models`; empty for every model."""
+    limits: Limits
+
+
+@dataclass(frozen=True, slots=True)
+class Estimation:
+    """How the cost of a call is guessed before it is known."""
+
+    default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
+    """From 1 to `MAX_COUNT`."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProviderLimits:
+    """One document: a provider and its limits, with every default filled in."""
+
+    name: str
+    provider: str
+    api: Api
+    upstream: str
+    """`http://` or `https://`, a host in lower case, and a port where one was given; never a path."""
+    failure_policy: FailurePolicy
+    estimation: Estimation
+    limits: tuple[LimitEntry, ...]
+    source: str = field(default="", compare=False)
+    """The file it was read from: for messages only."""

@@ -1,0 +1,1 @@
+"""What a call is expected to cost, and what it did cost."""

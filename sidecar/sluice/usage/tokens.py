@@ -1,0 +1,117 @@
+"""Token counts as providers report them: which fields count, how they add up, and which numbers are believed.
+
+A count is an integer from 0 to `MAX_COUNT`. Null is the same as absent. Anything else in a count's place is
+malformed: that field counts as unknown and the usage as partial, so that it is never charged for less than expected.
+
+A stream may report usage many times. The last report wins field by field, and fields are added once, at the end:
+adding up per report counts twice what is cumulative (Anthropic's `message_delta`, every chunk of Gemini).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Final, NamedTuple
+
+from sluice.core.limits import MAX_COUNT
+from sluice.usage.profiles import Api
+
+
+class Usage(NamedTuple):
+    """What a provider says a call used. A count is None where it was not told, or told malformed."""
+
+    input_tokens: int | None = None
+    output_tokens: int | None = None
+    provider_total: int | None = None
+    """The provider's own sum, kept for comparison; charged only where a part is missing."""
+    partial: bool = False
+    """Some count was there but malformed: the call used at least `total`."""
+
+    @property
+    def total(self) -> int:
+        """Tokens to charge, at most `MAX_COUNT`: the parts, or the provider's sum if that covers a part not told."""
+        parts = (self.input_tokens or 0) + (self.output_tokens or 0)
+        if self.input_tokens is None or self.output_tokens is None:
+            parts = max(parts, self.provider_total or 0)
+        return min(parts, MAX_COUNT)
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """How an API's fields become counts: each count is a sum, each summand the first of its names that was told."""
+
+    input_tokens: tuple[tuple[str, ...], ...]
+    output_tokens: tuple[tuple[str, ...], ...]
+    provider_total: tuple[tuple[str, ...], ...] = ()
+    names: frozenset[str] = field(init=False)
+    """Every field that matters; the rest of a usage object is not looked at."""
+
+    def __post_init__(self) -> None:
+        summands = (*self.input_tokens, *self.output_tokens, *self.provider_total)
+        object.__setattr__(self, "names", frozenset(name for names in summands for name in names))
+
+
+RULES: Final[Mapping[Api, Rule]] = {
+    # Chat and completions say prompt/completion, responses and images input/output; embeddings have no output.
+    # Cached and reasoning tokens are inside these counts.
+    Api.OPENAI: Rule(
+        input_tokens=(("prompt_tokens", "input_tokens"),),
+        output_tokens=(("completion_tokens", "output_tokens"),),
+        provider_total=(("total_tokens",),),
+    ),
+    # `input_tokens` leaves out what was written to the cache and what was read from it; output includes thinking.
+    Api.ANTHROPIC: Rule(
+        input_tokens=(("input_tokens",), ("cache_creation_input_tokens",), ("cache_read_input_tokens",)),
+        output_tokens=(("output_tokens",),),
+    ),
+    # Cached content is inside the prompt; thoughts and tool use are beside it. Zero counts are left out.
+    Api.GEMINI: Rule(
+        input_tokens=(("promptTokenCount",), ("toolUsePromptTokenCount",)),
+        output_tokens=(("candidatesTokenCount",), ("thoughtsTokenCount",)),
+        provider_total=(("totalTokenCount",),),
+    ),
+}
+
+
+class Tally:
+    """The counts of one response, as far as it has told them."""
+
+    def __init__(self, rule: Rule) -> None:
+        self._rule = rule
+        self._counts: dict[str, int | None] = {}  # None: told, but malformed
+        self._malformed = False  # a whole report was
+
+    def add(self, report: object) -> None:
+        """Take one usage object, as decoded from JSON: any value whatever."""
+        if report is None:
+            return
+        if not isinstance(report, dict):
+            self._malformed = True
+            return
+        for name in self._rule.names & report.keys():
+            value = report[name]
+            if value is not None:
+                self._counts[name] = value if is_count(value) else None
+
+    def usage(self) -> Usage | None:
+        """What is known so far; None if nothing was told."""
+        if not self._counts and not self._malformed:
+            return None
+        return Usage(
+            self._sum(self._rule.input_tokens),
+            self._sum(self._rule.output_tokens),
+            self._sum(self._rule.provider_total),
+            self._malformed or None in self._counts.values(),
+        )
+
+    def _sum(self, summands: tuple[tuple[str, ...], ...]) -> int | None:
+        told = [count for names in summands if (count := self._first(names)) is not None]
+        return min(sum(told), MAX_COUNT) if told else None
+
+    def _first(self, names: tuple[str, ...]) -> int | None:
+        return next((count for name in names if (count := self._counts.get(name)) is not None), None)
+
+
+def is_count(value: object) -> bool:
+    """True for an integer from 0 to `MAX_COUNT`; false for everything else, also for True and 1.0."""
+    return type(value) is int and 0 <= value <= MAX_COUNT

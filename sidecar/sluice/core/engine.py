@@ -5,7 +5,7 @@ Theory of operation
     Then it is recorded in all of them; otherwise in none. A refused call leaves no trace but a count of refusals.
 
     Waiting. A call that has no room now may wait up to the `maxWait` of each bucket that stands in its way, counted
-    from its arrival. It is refused at once, with the time until it would fit, where that time is later. Whoever waits
+    from its arrival, and no longer than its caller can. It is refused at once, with the time until it would fit, where that time is later. Whoever waits
     stands in the queue of every enforced bucket it touches, and what it asks for is kept back there: a later call
     passes only where there is room for both. So nobody is overtaken in a bucket that is short, and nobody waits
     behind another's full bucket in one that has room for both.
@@ -344,14 +344,14 @@ class Engine:
         clears_at = max((o.clears_at for _, o in obstacles if o.clears_at is not None), default=now)
         retry_after = clears_at - now if clears_at > now else None
         waiter.blocked_by = tuple(bucket for bucket, _ in obstacles)
-        waiter.deadline = min(waiter.arrived + bucket.limits.max_wait for bucket in waiter.blocked_by)
+        waiter.deadline = min(_latest(waiter, bucket) for bucket in waiter.blocked_by)
         for bucket, obstacle in obstacles:
-            if obstacle.clears_at is None and waiter.arrived + bucket.limits.max_wait <= now:
+            if obstacle.clears_at is None and _latest(waiter, bucket) <= now:
                 return _refusal(Reason.NO_FREE_SLOT, bucket, obstacle, retry_after)
         late = [
             (obstacle.clears_at, bucket, obstacle)
             for bucket, obstacle in obstacles
-            if obstacle.clears_at is not None and obstacle.clears_at > waiter.arrived + bucket.limits.max_wait
+            if obstacle.clears_at is not None and obstacle.clears_at > _latest(waiter, bucket)
         ]
         if late:
             _, bucket, obstacle = max(late, key=lambda found: found[0])
@@ -461,6 +461,11 @@ class Engine:
 _LEAST: Final = Demand(slots=1, requests=1, tokens=0)
 """What every call asks at the least."""
 _FINAL: Final = (Settled.COMMITTED, Settled.REFUNDED)
+
+
+def _latest(waiter: Waiter, bucket: Bucket) -> int:
+    """Until when it may wait for that bucket."""
+    return waiter.arrived + min(bucket.limits.max_wait, waiter.call.patience)
 
 
 def _next_blocked(bucket: Bucket, after: int) -> Waiter | None:

@@ -10,6 +10,7 @@ from sluice.core.buckets import Bucket, Demand
 from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey
 from sluice.core.rules import Applied
+from sluice.core.windows import NEVER
 
 if TYPE_CHECKING:
     from sluice.core.engine import Engine
@@ -22,6 +23,8 @@ class Call(NamedTuple):
     """The buckets it touches, from `RuleBook.match`. Empty: nothing limits it."""
     demand: Demand
     """What it asks of each of them: one slot (or none, for a caller that reports no end), requests, tokens."""
+    patience: int = NEVER
+    """Nanoseconds this caller can wait at the most; the limits' `maxWait` may say less."""
     detail: object = None
     """The adapter's own; the engine does not look at it."""
 

@@ -1,0 +1,119 @@
+"""What a refused caller reads: the provider's own error shape, with our reason and the way out."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from typing import Any, Final
+
+from sluice.core.decisions import Reason, Refusal
+from sluice.core.keys import OVERFLOW, BucketKey
+from sluice.core.limits import SECOND, Cap
+from sluice.usage.profiles import Api
+
+CAPS: Final[Mapping[Cap, str]] = {
+    Cap.REQUESTS_PER_MINUTE: "requests per minute",
+    Cap.REQUESTS_PER_HOUR: "requests per hour",
+    Cap.REQUESTS_PER_DAY: "requests per day",
+    Cap.TOKENS_PER_MINUTE: "tokens per minute",
+    Cap.TOKENS_PER_HOUR: "tokens per hour",
+    Cap.TOKENS_PER_DAY: "tokens per day",
+    Cap.MAX_CONCURRENT: "calls at a time",
+}
+
+
+def message(refusal: Refusal) -> str:
+    """Which limit of which scope refused the call, what it asked for, and when to retry: one or two sentences."""
+    limit = f"{refusal.limit} {CAPS[refusal.cap]}"
+    whose = _whose(refusal.key)
+    if refusal.reason is Reason.OVERSIZED_REQUEST:
+        return (
+            f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. "
+            + ("Lower max_tokens or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help.")
+        )
+    if refusal.reason is Reason.QUEUE_FULL:
+        return f"Too many calls wait for {whose} ({limit}). {_retry(refusal)}"
+    if refusal.reason is Reason.NO_FREE_SLOT:
+        return f"{whose[0].upper()}{whose[1:]} may have {limit}, and {refusal.used} are in flight. {_retry(refusal)}"
+    return (
+        f"Limit of {limit} reached for {whose}: {refusal.used} used, {_amount(refusal)} more asked for. "
+        f"{_retry(refusal)}"
+    )
+
+
+def retry_after_seconds(refusal: Refusal) -> int | None:
+    """Whole seconds for `retry-after`, rounded up, at least 1; None where no retry helps."""
+    if refusal.reason is Reason.OVERSIZED_REQUEST:
+        return None
+    return max(1, -(-(refusal.retry_after or 0) // SECOND))
+
+
+def headers(refusal: Refusal) -> list[tuple[str, str]]:
+    """The headers of a refusal. The SDKs of OpenAI and Anthropic heed `retry-after-ms` and `x-should-retry`."""
+    found = [("content-type", "application/json"), ("x-sluice-reason", refusal.reason.value)]
+    seconds = retry_after_seconds(refusal)
+    if seconds is None:
+        found.append(("x-should-retry", "false"))
+    else:
+        found.append(("retry-after", str(seconds)))
+        if refusal.retry_after is not None:
+            found.append(("retry-after-ms", str(-(-refusal.retry_after // 1_000_000))))
+    return found
+
+
+def body(api: Api, refusal: Refusal) -> bytes:
+    """The error body, as JSON, in the shape of that API."""
+    return json.dumps(_SHAPES[api](refusal), ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _openai(refusal: Refusal) -> dict[str, Any]:
+    kind = "tokens" if _counts_tokens(refusal.cap) else "requests"
+    return {
+        "error": {"message": message(refusal), "type": kind, "param": None, "code": "rate_limit_exceeded"},
+    }
+
+
+def _anthropic(refusal: Refusal) -> dict[str, Any]:
+    return {"type": "error", "error": {"type": "rate_limit_error", "message": message(refusal)}}
+
+
+def _gemini(refusal: Refusal) -> dict[str, Any]:
+    error: dict[str, Any] = {"code": 429, "message": message(refusal), "status": "RESOURCE_EXHAUSTED"}
+    seconds = retry_after_seconds(refusal)
+    if seconds is not None:
+        error["details"] = [{"@type": "type.googleapis.com/google.rpc.RetryInfo", "retryDelay": f"{seconds}s"}]
+    return {"error": error}
+
+
+_SHAPES: Final[Mapping[Api, Callable[[Refusal], dict[str, Any]]]] = {
+    Api.OPENAI: _openai,
+    Api.ANTHROPIC: _anthropic,
+    Api.GEMINI: _gemini,
+}
+
+
+def _whose(key: BucketKey) -> str:
+    if key.subject == OVERFLOW:
+        subject = f"callers new to {key.scope}"
+    elif key.subject:
+        subject = f'{key.scope.lower()} "{key.subject}"'
+    else:
+        subject = f"callers without a {key.scope.lower()}"
+    return f"{subject} at {key.provider}" + (f" for {key.models}" if key.models else "")
+
+
+def _amount(refusal: Refusal) -> str:
+    if _counts_tokens(refusal.cap):
+        return f"about {refusal.requested} tokens"
+    return "1 request" if refusal.requested == 1 else f"{refusal.requested} requests"
+
+
+def _retry(refusal: Refusal) -> str:
+    seconds = retry_after_seconds(refusal)
+    if refusal.retry_after is None:
+        return "Retry when one of them has ended."
+    return f"Retry in {seconds} s."
+
+
+def _counts_tokens(cap: Cap) -> bool:
+    return cap in (Cap.TOKENS_PER_MINUTE, Cap.TOKENS_PER_HOUR, Cap.TOKENS_PER_DAY)

@@ -1,0 +1,128 @@
+"""The end of a call: `envoy.service.ext_proc.v3.ExternalProcessor`, one plain object a stream.
+
+Theory of operation
+    Envoy opens one stream a call, in observability mode: it tells, and waits for nothing. The stream IS the permit. Its
+    first message brings the lease that admission gave, and the permit is claimed with it. Then come the response's
+    headers, perhaps its body, and its trailers with the usage that Envoy has read. However the stream closes, the
+    call is settled and the slot freed, once.
+
+    Usage is taken from the first of these that tells it: the response's headers, Envoy's own reading
+    (`envoy.ai.token_usage`), the body (only where Envoy is told to send it).
+
+    A stream without a live lease (a refused call, one that nothing limits) is ignored.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from sluice.core.permits import Permit, Settled
+from sluice.usage.headers import UsageHeaders
+from sluice.usage.readers import UsageReader, reader_for
+from sluice.usage.settlement import Ending, settle
+from sluice.usage.tokens import Usage
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.protos import COMPLETE, LEASE_NAMESPACE, USAGE_NAMESPACE, ProcessingRequest, TokenUsage
+from sluice_sidecar.rls import CallFacts
+
+_SETTLED: Final = {
+    Ending.COMMITTED: Settled.COMMITTED,
+    Ending.ESTIMATED: Settled.ESTIMATED,
+    Ending.CUT: Settled.ESTIMATED,
+    Ending.REFUNDED: Settled.REFUNDED,
+}
+
+
+class CallStream:
+    """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
+
+    __slots__ = ("_clean", "_facts", "_gate", "_headers", "_permit", "_reader", "_status", "_usage")
+
+    def __init__(self, gate: Gate, headers: UsageHeaders) -> None:
+        self._gate = gate
+        self._headers = headers
+        self._permit: Permit | None = None
+        self._facts: CallFacts | None = None
+        self._status: int | None = None
+        self._usage: Usage | None = None
+        self._reader: UsageReader | None = None
+        self._clean = False
+
+    def feed(self, message: ProcessingRequest) -> bool:
+        """Take one message. True if nothing more is of interest, and the stream may be ended."""
+        kind = message.WhichOneof("request")
+        if kind == "request_headers":
+            return not self._claim(message)
+        if self._permit is None:
+            return True
+        if kind == "response_headers":
+            self._see_headers(message.response_headers)
+        elif kind == "response_body":
+            self._see_body(message.response_body)
+        elif kind == "response_trailers":
+            self._clean = True
+        if self._usage is None:
+            self._usage = _envoys_usage(message.metadata_context.typed_filter_metadata)
+        if self._clean:
+            self.close()
+        return self._clean
+
+    def close(self) -> None:
+        """The stream is over: settle the call and free its slots. Later closes change nothing."""
+        permit, self._permit = self._permit, None
+        if permit is None or self._facts is None:
+            return
+        seen = 0
+        usage = self._usage
+        if self._reader is not None:
+            seen = self._reader.seen_output
+            usage = usage or self._reader.finish()
+        settlement = settle(self._status, usage, self._facts.estimate, clean=self._clean, seen_output=seen)
+        now = self._gate.clock()
+        if settlement.tokens is not None:
+            permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
+        permit.release(now)
+
+    def _claim(self, message: ProcessingRequest) -> bool:
+        metadata = message.metadata_context.filter_metadata
+        if LEASE_NAMESPACE not in metadata:
+            return False
+        lease = metadata[LEASE_NAMESPACE].fields["lease"].string_value
+        self._permit = self._gate.engine.claim(lease, self._gate.clock())
+        if self._permit is None:
+            return False
+        detail = self._permit.call.detail
+        self._facts = detail if isinstance(detail, CallFacts) else None
+        return self._facts is not None
+
+    def _see_headers(self, headers: Any) -> None:
+        values = {header.key: header.raw_value for header in headers.headers.headers}
+        status = values.get(":status", b"")
+        self._status = int(status) if len(status) == 3 and status.isdigit() else None
+        self._usage = self._headers.usage(values)
+        self._clean = headers.end_of_stream
+        if self._facts is not None and self._usage is None:
+            self._reader = reader_for(
+                self._facts.api,
+                values.get("content-type", b"").decode("latin-1"),
+                values.get("content-encoding", b"").decode("latin-1"),
+            )
+
+    def _see_body(self, body: Any) -> None:
+        if self._reader is not None:
+            self._reader.feed(body.body)
+        if body.end_of_stream:
+            self._clean = True
+
+
+def _envoys_usage(metadata: Any) -> Usage | None:
+    """What Envoy's `ai_protocol_manager` has read; None if it has not spoken (yet)."""
+    if USAGE_NAMESPACE not in metadata:
+        return None
+    told = TokenUsage.FromString(metadata[USAGE_NAMESPACE].value)
+    return Usage(
+        told.input_tokens.value if told.HasField("input_tokens") else None,
+        told.output_tokens.value if told.HasField("output_tokens") else None,
+        told.provider_total_tokens.value if told.HasField("provider_total_tokens") else None,
+        told.extraction_status != COMPLETE,
+    )

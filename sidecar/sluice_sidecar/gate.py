@@ -1,0 +1,103 @@
+"""The engine on an event loop: it waits for whoever queues, and holds what is in force."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+
+from sluice.config.merge import Configuration, Provider
+from sluice.core.decisions import Refusal
+from sluice.core.engine import Engine
+from sluice.core.keys import Scope
+from sluice.core.permits import Call, Permit, Waiter
+from sluice.core.windows import NEVER
+from sluice_sidecar.identity import fixed_subjects
+
+HOUSEKEEPING = 0.25
+"""Seconds between two looks at leases and idle buckets."""
+
+
+@dataclass(frozen=True, slots=True)
+class Policy:
+    """What the gate knows of one provider, ready for the hot path."""
+
+    provider: Provider
+    fixed: Mapping[Scope, str]
+
+
+class Gate:
+    """One engine and the configuration in force. All of it belongs to one event loop.
+
+    `clock` gives nanoseconds and must be the loop's own clock (`clock.now` is).
+    """
+
+    def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
+        self.engine = engine
+        self.clock = clock
+        self.policies: Mapping[str, Policy] = MappingProxyType({})
+        self._timer: asyncio.TimerHandle | None = None
+        self._armed = NEVER
+        self._housekeeper: asyncio.Task[None] | None = None
+
+    def apply(self, configuration: Configuration, environ: Mapping[str, str]) -> None:
+        """Put a configuration in force, between one call and the next. `environ` serves `{env: …}` subjects."""
+        self.policies = MappingProxyType(
+            {name: Policy(p, fixed_subjects(p, environ)) for name, p in configuration.providers.items()}
+        )
+        self.engine.swap(configuration.rules, self.clock())
+
+    def start(self) -> None:
+        """Begin housekeeping; call it on the loop that will serve."""
+        self._housekeeper = asyncio.get_running_loop().create_task(self._keep_house())
+
+    async def close(self) -> None:
+        """End housekeeping. Whoever still waits is not told: end the servers first."""
+        if self._timer is not None:
+            self._timer.cancel()
+        if self._housekeeper is not None:
+            self._housekeeper.cancel()
+            await asyncio.gather(self._housekeeper, return_exceptions=True)
+
+    async def acquire(self, call: Call) -> Permit | Refusal:
+        """Admit or refuse a call, waiting as long as its limits allow.
+
+        A caller that is cancelled while it waits has consumed nothing and holds nothing.
+        """
+        outcome = self.engine.acquire(call, self.clock())
+        if not isinstance(outcome, Waiter):
+            return outcome
+        waiter = outcome
+        told: asyncio.Future[Permit | Refusal] = asyncio.get_running_loop().create_future()
+        waiter.notify = lambda verdict: None if told.done() else told.set_result(verdict)
+        self._arm()
+        try:
+            return await told
+        except asyncio.CancelledError:
+            self.engine.cancel(waiter, self.clock())
+            raise
+
+    def _arm(self) -> None:
+        wake = self.engine.next_wake
+        if wake >= self._armed:
+            return
+        if self._timer is not None:
+            self._timer.cancel()
+        self._armed = wake
+        # Half a millisecond late rather than a rounding error early.
+        self._timer = asyncio.get_running_loop().call_at(wake / 1e9 + 0.0005, self._tick)
+
+    def _tick(self) -> None:
+        self._armed, self._timer = NEVER, None
+        self.engine.advance(self.clock())
+        self._arm()
+
+    async def _keep_house(self) -> None:
+        while True:
+            await asyncio.sleep(HOUSEKEEPING)
+            self._tick_housekeeping()
+
+    def _tick_housekeeping(self) -> None:
+        self.engine.advance(self.clock())
+        self._arm()

@@ -1,0 +1,114 @@
+"""The transport that works everywhere: both services, and health, on grpcio."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from sluice.core.limits import SECOND
+from sluice.core.windows import NEVER
+from sluice.usage.headers import UsageHeaders
+from sluice_sidecar.extproc import CallStream
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.protos import (
+    EXT_PROC,
+    RATE_LIMIT,
+    ProcessingRequest,
+    ProcessingResponse,
+    RateLimitRequest,
+    RateLimitResponse,
+)
+from sluice_sidecar.rls import InvalidRequest, RateLimitService
+
+logger = logging.getLogger(__name__)
+
+ANSWER_MARGIN: Final = 50_000_000
+"""Nanoseconds before the client's deadline at which a waiting call is answered, so that it hears the reason."""
+OPTIONS: Final = (
+    ("grpc.max_receive_message_length", 4 * 1024 * 1024),
+    ("grpc.max_concurrent_streams", 2**31 - 1),  # one stream a call in flight
+    ("grpc.so_reuseport", 0),  # a port that another process holds is an error, not a share of its traffic
+    ("grpc.keepalive_time_ms", 30_000),  # an Envoy that vanished without a word is noticed, and its calls end
+    ("grpc.keepalive_timeout_ms", 10_000),
+)
+
+
+class GrpcServer:
+    """Serves a gate on a Unix socket, a TCP address, or both."""
+
+    def __init__(self, gate: Gate, headers: UsageHeaders) -> None:
+        self._gate = gate
+        self._headers = headers
+        self._rate_limit = RateLimitService(gate)
+        self._server = grpc.aio.server(options=OPTIONS)
+        self._health = health.aio.HealthServicer()
+        self._server.add_generic_rpc_handlers(
+            (
+                grpc.method_handlers_generic_handler(
+                    RATE_LIMIT,
+                    {
+                        "ShouldRateLimit": grpc.unary_unary_rpc_method_handler(
+                            self._should_rate_limit,
+                            RateLimitRequest.FromString,
+                            RateLimitResponse.SerializeToString,
+                        )
+                    },
+                ),
+                grpc.method_handlers_generic_handler(
+                    EXT_PROC,
+                    {
+                        "Process": grpc.stream_stream_rpc_method_handler(
+                            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
+                        )
+                    },
+                ),
+            )
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+
+    async def start(self, *, socket: str | None = None, address: str | None = None) -> int:
+        """Serve on a Unix socket's path, on `host:port`, or on both. Returns the TCP port, 0 without an address.
+
+        Raises `RuntimeError` if a port or path cannot be bound.
+        """
+        port = 0
+        if socket is not None:
+            self._server.add_insecure_port(f"unix:{socket}")
+        if address is not None:
+            port = self._server.add_insecure_port(address)
+        await self._server.start()
+        for service in ("", RATE_LIMIT, EXT_PROC):
+            await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
+        return port
+
+    async def stop(self, grace: float) -> None:
+        """Take no new calls, let those under way finish for up to `grace` seconds, then end them."""
+        await self._health.enter_graceful_shutdown()
+        await self._server.stop(grace)
+
+    async def _should_rate_limit(self, request: RateLimitRequest, context: Any) -> RateLimitResponse:
+        remaining = context.time_remaining()
+        patience = NEVER if remaining is None else max(0, int(remaining * SECOND) - ANSWER_MARGIN)
+        try:
+            return await self._rate_limit.should_rate_limit(request, patience)
+        except InvalidRequest as error:
+            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
+        except asyncio.CancelledError:
+            raise
+        except Exception:
+            logger.exception("a rate limit decision failed")
+            await context.abort(grpc.StatusCode.INTERNAL, "the gate failed to decide; its log says why")
+
+    async def _process(self, _: Any, context: Any) -> None:
+        stream = CallStream(self._gate, self._headers)
+        try:
+            while (message := await context.read()) is not grpc.aio.EOF:
+                if stream.feed(message):
+                    return
+        finally:
+            stream.close()

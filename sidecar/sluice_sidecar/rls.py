@@ -1,0 +1,179 @@
+"""Admission: `envoy.service.ratelimit.v3.RateLimitService`, as a plain object that any transport can serve.
+
+The descriptor that Sluice's Envoy sends (domain and order are free, a missing fact is a missing entry):
+
+    provider            the name in the limits document; without it nothing limits the call
+    user, org, project  the subject of that scope, as Envoy saw it (a header's value, or the caller's key)
+    model, bytes, max_tokens, max_completion_tokens, max_output_tokens, n
+                        what the request says of itself
+
+It becomes one call and, if admitted, a permit. A descriptor with a `hits_addend`, or with an entry `unit` of
+`requests` or `tokens`, comes from some other client: it is counted and holds nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from sluice.core.buckets import Demand
+from sluice.core.decisions import Refusal
+from sluice.core.limits import DAY, HOUR, MINUTE, REQUEST_CAPS, SECOND, TOKEN_CAPS, Cap
+from sluice.core.permits import Call, Permit
+from sluice.core.windows import NEVER
+from sluice.errors import SluiceError
+from sluice.usage.estimate import Estimate, estimate
+from sluice.usage.profiles import Api
+from sluice_sidecar import answers
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.identity import ENTRIES, subject
+from sluice_sidecar.protos import RateLimitRequest, RateLimitResponse
+
+MOST_DESCRIPTORS: Final = 64
+MOST_ENTRIES: Final = 64
+LONGEST_MODEL: Final = 256
+"""Characters; a longer name is cut, which can only move the call to a more general limit."""
+
+_UINT32: Final = 2**32 - 1
+_OK: Final = RateLimitResponse.OK
+_OVER_LIMIT: Final = RateLimitResponse.OVER_LIMIT
+_UNITS: Final = {
+    MINUTE: RateLimitResponse.RateLimit.MINUTE,
+    HOUR: RateLimitResponse.RateLimit.HOUR,
+    DAY: RateLimitResponse.RateLimit.DAY,
+}
+_UNIT_OF_CAP: Final = {
+    caps[length]: unit for length, unit in _UNITS.items() for caps in (REQUEST_CAPS, TOKEN_CAPS)
+} | {Cap.MAX_CONCURRENT: RateLimitResponse.RateLimit.UNKNOWN}
+
+
+class InvalidRequest(SluiceError):
+    """A request that cannot be understood: the transport answers INVALID_ARGUMENT."""
+
+
+class CallFacts(NamedTuple):
+    """What the gate remembers of an admitted call until it ends."""
+
+    api: Api
+    model: str
+    estimate: Estimate
+
+
+class RateLimitService:
+    """Decides. One instance serves every connection of its loop."""
+
+    def __init__(self, gate: Gate) -> None:
+        self._gate = gate
+
+    async def should_rate_limit(self, request: RateLimitRequest, patience: int = NEVER) -> RateLimitResponse:
+        """Admit or refuse; `patience` is how many nanoseconds the client will wait for the answer.
+
+        Raises `InvalidRequest`. What is admitted under several descriptors is admitted under all or none.
+        """
+        descriptors = request.descriptors
+        if not descriptors:
+            raise InvalidRequest("the request has no descriptor: send at least one, with an entry `provider`")
+        if len(descriptors) > MOST_DESCRIPTORS:
+            raise InvalidRequest(f"the request has {len(descriptors)} descriptors: at most {MOST_DESCRIPTORS}")
+        permits: list[Permit] = []
+        response = RateLimitResponse(overall_code=_OK)
+        try:
+            for descriptor in descriptors:
+                hits = descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend
+                counted = hits > 0 or descriptor.HasField("hits_addend")
+                call = self._call(_facts(descriptor.entries), hits if counted else None, patience)
+                outcome = await self._gate.acquire(call)
+                if isinstance(outcome, Refusal):
+                    self._withdraw(permits)
+                    return _refused(self._api(outcome), outcome, len(permits), len(descriptors))
+                permits.append(outcome)
+        except BaseException:
+            self._withdraw(permits)
+            raise
+        now = self._gate.clock()
+        for permit in permits:
+            _describe(response.statuses.add(code=_OK), permit, now)
+            if isinstance(permit.call.detail, CallFacts):
+                if permit.lease:
+                    response.dynamic_metadata["lease"] = permit.lease
+            else:
+                permit.commit_tokens(permit.estimate, now)
+                permit.release(now)
+        return response
+
+    def _withdraw(self, permits: Iterable[Permit]) -> None:
+        for permit in permits:
+            self._gate.engine.withdraw(permit, self._gate.clock())
+
+    def _api(self, refusal: Refusal) -> Api:
+        policy = self._gate.policies.get(refusal.key.provider)
+        return Api.OPENAI if policy is None else policy.provider.api
+
+    def _call(self, facts: dict[str, str], hits: int | None, patience: int) -> Call:
+        provider = facts.get("provider", "")
+        policy = self._gate.policies.get(provider)
+        if policy is None:
+            return Call((), Demand(0, 0, 0))
+        subjects = dict(policy.fixed)
+        for entry, scope in ENTRIES.items():
+            if scope not in subjects and entry in facts:
+                subjects[scope] = subject(policy.provider.subjects.get(scope), facts[entry])
+        model = facts.get("model", "")[:LONGEST_MODEL]
+        applied = self._gate.engine.rules.match(provider, subjects, model)
+        unit = facts.get("unit")
+        if hits is not None or unit is not None:
+            amount = 1 if hits is None else hits
+            demand = Demand(0, 0, amount) if unit == "tokens" else Demand(0, amount, 0)
+            return Call(applied, demand, patience)
+        smallest = min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None)
+        expected = estimate(facts, policy.provider.estimation.default_output_tokens, smallest)
+        detail = CallFacts(policy.provider.api, model, expected)
+        return Call(applied, Demand(1, 1, expected.total), patience, detail)
+
+
+def _facts(entries: Iterable[Any]) -> dict[str, str]:
+    facts: dict[str, str] = {}
+    for entry in entries:
+        if entry.value and entry.key not in facts:
+            facts[entry.key] = entry.value
+            if len(facts) > MOST_ENTRIES:
+                raise InvalidRequest(f"a descriptor has more than {MOST_ENTRIES} entries")
+    return facts
+
+
+def _describe(status: Any, permit: Permit, now: int) -> None:
+    """Fill a status with the window that has the smallest share of its cap left: the one to watch."""
+    least = 2.0
+    for bucket in permit.buckets:
+        for window in bucket.windows:
+            for caps, cap, used in (
+                (REQUEST_CAPS, window.request_cap, window.requests),
+                (TOKEN_CAPS, window.token_cap, window.tokens),
+            ):
+                if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
+                    least = share
+                    tightest = (f"{bucket.key.scope}/{caps[window.length]}", window, cap, used)
+    if least > 1.0:
+        return
+    name, window, cap, used = tightest
+    limit = status.current_limit
+    limit.name, limit.requests_per_unit, limit.unit = name, min(cap, _UINT32), _UNITS[window.length]
+    status.limit_remaining = min(max(0, cap - used), _UINT32)
+    status.duration_until_reset.FromNanoseconds(max(0, window.empty_at - now))
+
+
+def _refused(api: Api, refusal: Refusal, at: int, of: int) -> RateLimitResponse:
+    """The answer of a request whose descriptor `at`, of so many, was refused."""
+    response = RateLimitResponse(overall_code=_OVER_LIMIT, raw_body=answers.body(api, refusal))
+    for index in range(of):
+        status = response.statuses.add(code=_OVER_LIMIT if index == at else _OK)
+        if index == at:
+            limit = status.current_limit
+            limit.name = f"{refusal.key.scope}/{refusal.cap}"
+            limit.requests_per_unit = min(refusal.limit, _UINT32)
+            limit.unit = _UNIT_OF_CAP[refusal.cap]
+            seconds = answers.retry_after_seconds(refusal)
+            status.duration_until_reset.FromNanoseconds(refusal.retry_after or (seconds or 0) * SECOND)
+    for name, value in answers.headers(refusal):
+        response.response_headers_to_add.add(key=name, value=value)
+    return response

@@ -1,0 +1,1 @@
+"""The gate: adapters that put the library behind Envoy."""

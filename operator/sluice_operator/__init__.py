@@ -1,0 +1,1 @@
+"""The operator: turns ProviderLimits objects into what the gates of their namespace decide by."""

@@ -2,6 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any, Final, NamedTuple
+
+from sluice.config import declaration
+from sluice.config.durations import format_duration, parse_duration
+from sluice.config.schema import Mistake, is_sound, mistakes, with_defaults
 from sluice.config.types import (
     Estimation,
     FailurePolicy,
@@ -10,6 +17,11 @@ from sluice.config.types import (
     SubjectKind,
     SubjectSource,
 )
+from sluice.config.yamltext import Tree, Unreadable, read
+from sluice.core.keys import Scope
+from sluice.core.limits import Cap, Limits, Mode
+from sluice.errors import InvalidDocument, Problem
+from sluice.usage.profiles import PROFILES, Api
 
 __all__ = [
     "Estimation",
@@ -18,4 +30,169 @@ __all__ = [
     "ProviderLimits",
     "SubjectKind",
     "SubjectSource",
+    "from_manifest",
+    "parse",
+    "to_manifest",
 ]
+
+MAX_PROBLEMS: Final = 100
+"""Mistakes reported of one text: more than a person reads, and a bound on what a hostile text can make us write."""
+
+
+class _Manifest(NamedTuple):
+    """A tree that has to be a limits document, and what a person calls it."""
+
+    label: str
+    tree: Tree
+
+
+def parse(text: str, source: str) -> tuple[ProviderLimits, ...]:
+    """The documents of a YAML text, in their order; `source` is the file's name for messages.
+
+    Empty documents are skipped, and the items of a `kind: List` (what `kubectl get -o yaml` prints) count as
+    documents. Raises `InvalidDocument` with every mistake, up to `MAX_PROBLEMS` of them.
+    """
+    manifests: list[_Manifest] = []
+    unreadable: list[Problem] = []
+    try:
+        manifests.extend(_manifests(text))
+    except Unreadable as error:
+        unreadable.append(Problem(source, "", "", str(error)))
+    return _checked(manifests, source, unreadable)
+
+
+def from_manifest(manifest: Mapping[str, Any], source: str) -> ProviderLimits:
+    """One document that has been read already, such as the API server's JSON; raises `InvalidDocument`."""
+    tree = dict(manifest)
+    (document,) = _checked([_Manifest(_label(tree, "document"), tree)], source)
+    return document
+
+
+def to_manifest(document: ProviderLimits) -> dict[str, Any]:
+    """The document as plain mappings and lists, defaults written out; reading it gives the document back."""
+    return {
+        "apiVersion": declaration.API_VERSION,
+        "kind": declaration.KIND,
+        "metadata": {"name": document.name},
+        "spec": {
+            "provider": document.provider,
+            "api": str(document.api),
+            "upstream": document.upstream,
+            "failurePolicy": str(document.failure_policy),
+            "estimation": {"defaultOutputTokens": document.estimation.default_output_tokens},
+            "limits": [_entry_to_manifest(entry) for entry in document.limits],
+        },
+    }
+
+
+def _manifests(text: str) -> Iterator[_Manifest]:
+    for number, tree in read(text):
+        place = f"document {number}"
+        items = tree.get("items") if isinstance(tree, dict) and tree.get("kind") == "List" else None
+        if isinstance(items, list):
+            for count, item in enumerate(items, start=1):
+                yield _Manifest(_label(item, f"{place}, item {count}"), item)
+        else:
+            yield _Manifest(_label(tree, place), tree)
+
+
+def _label(tree: Tree, place: str) -> str:
+    metadata = tree.get("metadata") if isinstance(tree, dict) and tree.get("kind") == declaration.KIND else None
+    name = metadata.get("name") if isinstance(metadata, dict) else None
+    return f"{declaration.KIND}/{name}" if is_sound(declaration.NAME, name) else place
+
+
+def _checked(
+    manifests: Iterable[_Manifest], source: str, unreadable: Iterable[Problem] = ()
+) -> tuple[ProviderLimits, ...]:
+    manifests = tuple(manifests)
+    found = (
+        Problem(source, manifest.label, mistake.field, mistake.message)
+        for manifest in manifests
+        for mistake in _mistakes(manifest.tree)
+    )
+    problems = list(islice(found, MAX_PROBLEMS))
+    if next(found, None):
+        problems.append(Problem(source, "", "", f"has more mistakes: only the first {MAX_PROBLEMS} are reported"))
+    problems.extend(unreadable)
+    if problems:
+        raise InvalidDocument(problems)
+    return tuple(_built(manifest.tree, source) for manifest in manifests)
+
+
+def _mistakes(tree: Tree) -> Iterator[Mistake]:
+    head = {name: declaration.DOCUMENT.fields[name].type for name in ("apiVersion", "kind")}
+    strange = [
+        name for name in head if isinstance(tree, dict) and name in tree and not is_sound(head[name], tree[name])
+    ]
+    if not isinstance(tree, dict) or not strange:
+        return mistakes(declaration.DOCUMENT, tree)
+    # Another kind of object: what its fields should be is not ours to say.
+    return (mistake for name in strange for mistake in mistakes(head[name], tree[name], name))
+
+
+def _built(tree: Tree, source: str) -> ProviderLimits:
+    """The values of a sound tree."""
+    document: Any = with_defaults(declaration.DOCUMENT, tree)
+    spec = _of_profile(document["spec"]["provider"]) | document["spec"]
+    subjects: dict[str, SubjectSource] = {}
+    for entry in spec["limits"]:
+        if "subject" in entry:
+            subjects.setdefault(entry["scope"], _subject(entry["subject"]))
+    return ProviderLimits(
+        name=document["metadata"]["name"],
+        provider=spec["provider"],
+        api=Api(spec["api"]),
+        upstream=spec["upstream"],
+        failure_policy=FailurePolicy(spec["failurePolicy"]),
+        estimation=Estimation(spec["estimation"]["defaultOutputTokens"]),
+        limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
+        source=source,
+    )
+
+
+def _of_profile(provider: str) -> dict[str, Any]:
+    profile = PROFILES.get(provider)
+    return {"api": profile.api, "upstream": profile.upstream} if profile else {}
+
+
+def _subject(subject: Mapping[str, Any]) -> SubjectSource:
+    ((kind, value),) = subject.items()
+    match SubjectKind(kind):
+        case SubjectKind.API_KEY:
+            return SubjectSource(SubjectKind.API_KEY)
+        case SubjectKind.HEADER:
+            return SubjectSource(SubjectKind.HEADER, value.lower())
+        case other:
+            return SubjectSource(other, value)
+
+
+def _entry(entry: Mapping[str, Any], subject: SubjectSource) -> LimitEntry:
+    caps = {_attribute(cap): entry.get(cap) for cap in Cap}
+    return LimitEntry(
+        scope=Scope(entry["scope"]),
+        subject=subject,
+        subjects=tuple(entry["match"].get("subjects", ())),
+        models=tuple(entry["match"].get("models", ())),
+        limits=Limits(**caps, max_wait=parse_duration(entry["maxWait"]) or 0, mode=Mode(entry["mode"])),
+    )
+
+
+def _attribute(cap: Cap) -> str:
+    """The field of `Limits` that holds a cap: REQUESTS_PER_MINUTE stands in requests_per_minute."""
+    return cap.name.lower()
+
+
+def _entry_to_manifest(entry: LimitEntry) -> dict[str, Any]:
+    kind, value = entry.subject.kind, entry.subject.value
+    match = {"subjects": list(entry.subjects), "models": list(entry.models)}
+    narrowed = {name: patterns for name, patterns in match.items() if patterns}
+    caps = {cap.value: getattr(entry.limits, _attribute(cap)) for cap in Cap}
+    return {
+        "scope": str(entry.scope),
+        "subject": {str(kind): True if kind is SubjectKind.API_KEY else value},
+        **({"match": narrowed} if narrowed else {}),
+        **{name: cap for name, cap in caps.items() if cap is not None},
+        "maxWait": format_duration(entry.limits.max_wait),
+        "mode": str(entry.limits.mode),
+    }

@@ -27,9 +27,8 @@ def message(refusal: Refusal) -> str:
     limit = f"{refusal.limit} {CAPS[refusal.cap]}"
     whose = _whose(refusal.key)
     if refusal.reason is Reason.OVERSIZED_REQUEST:
-        return (
-            f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. "
-            + ("Lower max_tokens or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help.")
+        return f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. " + (
+            "Lower max_tokens or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help."
         )
     if refusal.reason is Reason.QUEUE_FULL:
         return f"Too many calls wait for {whose} ({limit}). {_retry(refusal)}"

@@ -21,6 +21,7 @@ from sluice.usage.headers import UsageHeaders
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.settlement import Ending, settle
 from sluice.usage.tokens import Usage
+
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import COMPLETE, LEASE_NAMESPACE, USAGE_NAMESPACE, ProcessingRequest, TokenUsage
 from sluice_sidecar.rls import CallFacts

@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
+import traceback
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
-
 from sluice.core.limits import SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import UsageHeaders
+
 from sluice_sidecar.extproc import CallStream
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
@@ -97,12 +97,12 @@ class GrpcServer:
         try:
             return await self._rate_limit.should_rate_limit(request, patience)
         except InvalidRequest as error:
-            await context.abort(grpc.StatusCode.INVALID_ARGUMENT, str(error))
-        except asyncio.CancelledError:
-            raise
-        except Exception:
-            logger.exception("a rate limit decision failed")
-            await context.abort(grpc.StatusCode.INTERNAL, "the gate failed to decide; its log says why")
+            code, details = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+        except Exception as error:  # noqa: BLE001  Envoy's failure mode decides, and the log says where to look
+            code, details = grpc.StatusCode.INTERNAL, "the gate failed to decide; its log says where"
+            logger.error("a decision failed: %s", whereabouts(error))  # noqa: TRY400  messages may hold header values
+        await context.abort(code, details)
+        raise AssertionError  # abort has raised
 
     async def _process(self, _: Any, context: Any) -> None:
         stream = CallStream(self._gate, self._headers)
@@ -110,5 +110,13 @@ class GrpcServer:
             while (message := await context.read()) is not grpc.aio.EOF:
                 if stream.feed(message):
                     return
+        except Exception as error:  # noqa: BLE001
+            logger.error("a watched call could not be followed: %s", whereabouts(error))  # noqa: TRY400
         finally:
             stream.close()
+
+
+def whereabouts(error: BaseException) -> str:
+    """The kind of an error and the lines it came through, without its message: that may quote what a caller sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at " + " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames))

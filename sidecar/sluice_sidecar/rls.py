@@ -18,12 +18,13 @@ from typing import Any, Final, NamedTuple
 
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Refusal
-from sluice.core.limits import DAY, HOUR, MINUTE, REQUEST_CAPS, SECOND, TOKEN_CAPS, Cap
+from sluice.core.limits import DAY, HOUR, MINUTE, REQUEST_CAPS, SECOND, TOKEN_CAPS
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api
+
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.identity import ENTRIES, subject
@@ -42,9 +43,8 @@ _UNITS: Final = {
     HOUR: RateLimitResponse.RateLimit.HOUR,
     DAY: RateLimitResponse.RateLimit.DAY,
 }
-_UNIT_OF_CAP: Final = {
-    caps[length]: unit for length, unit in _UNITS.items() for caps in (REQUEST_CAPS, TOKEN_CAPS)
-} | {Cap.MAX_CONCURRENT: RateLimitResponse.RateLimit.UNKNOWN}
+_UNIT_OF_CAP: Final = {caps[length]: unit for length, unit in _UNITS.items() for caps in (REQUEST_CAPS, TOKEN_CAPS)}
+"""A cap on calls at a time has no unit."""
 
 
 class InvalidRequest(SluiceError):
@@ -142,22 +142,22 @@ def _facts(entries: Iterable[Any]) -> dict[str, str]:
 
 
 def _describe(status: Any, permit: Permit, now: int) -> None:
-    """Fill a status with the window that has the smallest share of its cap left: the one to watch."""
-    least = 2.0
+    """Fill a status with the cap that has the smallest share left: the one to watch."""
+    least = None
     for bucket in permit.buckets:
         for window in bucket.windows:
             for caps, cap, used in (
                 (REQUEST_CAPS, window.request_cap, window.requests),
                 (TOKEN_CAPS, window.token_cap, window.tokens),
             ):
-                if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
-                    least = share
-                    tightest = (f"{bucket.key.scope}/{caps[window.length]}", window, cap, used)
-    if least > 1.0:
+                if cap != NEVER and (least is None or (cap - used) / (cap or 1) < least[0]):
+                    least = ((cap - used) / (cap or 1), bucket, window, caps, cap, used)
+    if least is None:
         return
-    name, window, cap, used = tightest
+    _, bucket, window, caps, cap, used = least
     limit = status.current_limit
-    limit.name, limit.requests_per_unit, limit.unit = name, min(cap, _UINT32), _UNITS[window.length]
+    limit.name = f"{bucket.key.scope}/{caps[window.length]}"
+    limit.requests_per_unit, limit.unit = min(cap, _UINT32), _UNITS[window.length]
     status.limit_remaining = min(max(0, cap - used), _UINT32)
     status.duration_until_reset.FromNanoseconds(max(0, window.empty_at - now))
 
@@ -171,7 +171,7 @@ def _refused(api: Api, refusal: Refusal, at: int, of: int) -> RateLimitResponse:
             limit = status.current_limit
             limit.name = f"{refusal.key.scope}/{refusal.cap}"
             limit.requests_per_unit = min(refusal.limit, _UINT32)
-            limit.unit = _UNIT_OF_CAP[refusal.cap]
+            limit.unit = _UNIT_OF_CAP.get(refusal.cap, RateLimitResponse.RateLimit.UNKNOWN)
             seconds = answers.retry_after_seconds(refusal)
             status.duration_until_reset.FromNanoseconds(refusal.retry_after or (seconds or 0) * SECOND)
     for name, value in answers.headers(refusal):

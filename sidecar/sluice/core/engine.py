@@ -5,10 +5,10 @@ Theory of operation
     Then it is recorded in all of them; otherwise in none. A refused call leaves no trace but a count of refusals.
 
     Waiting. A call that has no room now may wait up to the `maxWait` of each bucket that stands in its way, counted
-    from its arrival, and no longer than its caller can. It is refused at once, with the time until it would fit, where that time is later. Whoever waits
-    stands in the queue of every enforced bucket it touches, and what it asks for is kept back there: a later call
-    passes only where there is room for both. So nobody is overtaken in a bucket that is short, and nobody waits
-    behind another's full bucket in one that has room for both.
+    from its arrival, and no longer than its caller can. It is refused at once, with the time until it would fit,
+    where that time is later. Whoever waits stands in the queue of every bucket it touches, and what it asks for is
+    kept back there: a later call passes only where there is room for both. So nobody is overtaken in a bucket that is
+    short, and nobody waits behind another's full bucket in one that has room for both.
 
     When room comes (a release, a lower commit, somebody gives up, time passes, limits change) those blocked in the
     buckets concerned are looked at in order of arrival, until such a bucket has nothing left to give.
@@ -17,9 +17,9 @@ Theory of operation
     within `lease` ns is freed at that deadline, its estimate standing; a claim that comes later still settles it.
 
 State
-    `_buckets`; per bucket its windows, `in_flight` and `queue`; `_unclaimed` and `_expired` permits; `_wakes`. All of it
-    changes under one lock, in the public functions here. Time is an argument; a `now` before one already seen counts
-    as that one, so a clock that steps back stops time and breaks nothing.
+    `_buckets`; per bucket its windows, `in_flight` and `queue`; `_unclaimed` and `_expired` permits; `_wakes`. All of
+    it changes under one lock, in the public functions here. Time is an argument; a `now` before one already seen
+    counts as that one, so a clock that steps back stops time and breaks nothing.
 """
 
 from __future__ import annotations
@@ -194,7 +194,10 @@ class Engine:
 
     @property
     def next_wake(self) -> int:
-        """When `advance` is next due for somebody who waits; `NEVER` if nobody does. Leases want it now and then too."""
+        """When `advance` is next due for somebody who waits; `NEVER` if nobody does.
+
+        Leases and idle buckets want it a few times a second besides.
+        """
         with self._lock:
             while self._wakes:
                 wake, _, waiter = self._wakes[0]
@@ -245,8 +248,7 @@ class Engine:
     # -- within --------------------------------------------------------------------------------------------------
 
     def _advance_clock(self, now: int) -> int:
-        if now > self._now:
-            self._now = now
+        self._now = max(self._now, now)
         return self._now
 
     def _bucket(self, applied: Applied) -> Bucket:
@@ -478,6 +480,4 @@ def _next_blocked(bucket: Bucket, after: int) -> Waiter | None:
 
 
 def _refusal(reason: Reason, bucket: Bucket, obstacle: Obstacle, retry_after: int | None) -> Refusal:
-    return Refusal(
-        reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after
-    )
+    return Refusal(reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after)

@@ -88,7 +88,18 @@ class Permit:
 class Waiter:
     """A call in the queue. Its outcome arrives when the engine is next told of time, of a release or of a commit."""
 
-    __slots__ = ("arrived", "blocked_by", "buckets", "call", "deadline", "notify", "outcome", "pending", "ticket", "wake")
+    __slots__ = (
+        "arrived",
+        "blocked_by",
+        "buckets",
+        "call",
+        "deadline",
+        "notify",
+        "outcome",
+        "pending",
+        "ticket",
+        "wake",
+    )
 
     def __init__(self, call: Call, buckets: tuple[Bucket, ...], ticket: int, arrived: int) -> None:
         self.call = call

@@ -30,7 +30,17 @@ _STRIDE: Final = 3
 class SlidingWindow:
     """Requests and tokens of one bucket over one period. Not thread-safe; times are in ns and never decrease."""
 
-    __slots__ = ("_head", "_slot_length", "_slots", "expires", "length", "request_cap", "requests", "token_cap", "tokens")
+    __slots__ = (
+        "_head",
+        "_slot_length",
+        "_slots",
+        "expires",
+        "length",
+        "request_cap",
+        "requests",
+        "token_cap",
+        "tokens",
+    )
 
     def __init__(self, length: int) -> None:
         self.length = length
@@ -84,7 +94,7 @@ class SlidingWindow:
         self.tokens += tokens
 
     def amend(self, booked_at: int, requests: int, tokens: int) -> bool:
-        """Change what was booked at `booked_at` by these differences. False if that slot has left: nothing to change."""
+        """Change what was booked at `booked_at` by these differences. False if that slot has left already."""
         slots = self._slots
         slot = booked_at // self._slot_length
         for at in range(len(slots) - _STRIDE, self._head - 1, -_STRIDE):

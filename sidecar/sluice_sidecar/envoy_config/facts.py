@@ -1,0 +1,184 @@
+"""What the gate is told of a call, and how Envoy finds it out.
+
+A call becomes ONE rate-limit descriptor. Envoy drops a descriptor whole if one of its entries cannot be made, and a
+call without a descriptor is let through without asking the gate. So every entry here either always exists
+(`provider`, `bytes`) or is skipped where its fact is absent (`skip_if_absent`).
+
+The body's facts are read by `json_to_metadata` into dynamic metadata, as strings (a NUMBER does not reach a
+descriptor), under a namespace that only Envoy writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Final
+
+from envoy_data_plane.envoy.config.route import v3 as route
+from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata import v3 as header_to_metadata
+from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata import v3 as json_to_metadata
+from envoy_data_plane.envoy.type.matcher import v3 as matcher
+from envoy_data_plane.envoy.type.metadata import v3 as metadata
+
+from sluice.config.merge import Provider
+from sluice.config.types import SubjectKind
+from sluice.core.keys import Scope
+from sluice.usage.profiles import Api
+
+NAMESPACE: Final = "sluice.request"
+
+BODY_FIELDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
+    "model": (("model",),),
+    "max_tokens": (("max_tokens",),),
+    "max_completion_tokens": (("max_completion_tokens",),),
+    "max_output_tokens": (("max_output_tokens",),),
+    "n": (("n",),),
+    # Protobuf's JSON, which Gemini speaks, takes a field by either of its names.
+    "gemini_max_output_tokens": (
+        ("generationConfig", "maxOutputTokens"),
+        ("generationConfig", "max_output_tokens"),
+        ("generation_config", "maxOutputTokens"),
+        ("generation_config", "max_output_tokens"),
+    ),
+    "gemini_n": (
+        ("generationConfig", "candidateCount"),
+        ("generationConfig", "candidate_count"),
+        ("generation_config", "candidateCount"),
+        ("generation_config", "candidate_count"),
+    ),
+}
+"""Metadata key: where the fact stands in a request's body."""
+
+PATH_MODEL: Final = "path_model"
+MODEL_IN_PATH: Final = r"^(?:[^?]*/(?:models|tunedModels)/([^/:?]+))?.*$"
+"""Matches every path, so that nothing but a model's name is ever handed on: a path may hold `?key=`."""
+
+ENTRIES: Final[Mapping[Api, Mapping[str, str]]] = {
+    Api.OPENAI: {
+        "model": "model",
+        "max_tokens": "max_tokens",
+        "max_completion_tokens": "max_completion_tokens",
+        "max_output_tokens": "max_output_tokens",
+        "n": "n",
+    },
+    Api.ANTHROPIC: {"model": "model", "max_tokens": "max_tokens"},
+    Api.GEMINI: {"model": PATH_MODEL, "max_output_tokens": "gemini_max_output_tokens", "n": "gemini_n"},
+}
+"""Descriptor entry: metadata key, for each API."""
+
+KEY_HEADERS: Final[Mapping[Api, tuple[str, ...]]] = {
+    Api.OPENAI: ("authorization", "api-key"),
+    Api.ANTHROPIC: ("x-api-key", "authorization"),
+    Api.GEMINI: ("x-goog-api-key", "authorization"),
+}
+"""The headers in which a caller's key may stand."""
+
+KEY_PARAMETER: Final = "key"
+"""The query parameter in which Gemini takes a key too."""
+
+
+def body_reader() -> json_to_metadata.JsonToMetadata:
+    """Reads the body of every request, whatever content type it claims: a claim must not hide a model or a cap.
+
+    It holds the body back until it is whole, so that its size is known when the gate is asked.
+    """
+    return json_to_metadata.JsonToMetadata(
+        request_rules=json_to_metadata.JsonToMetadataMatchRules(
+            rules=[_body_rule(key, path) for key, paths in BODY_FIELDS.items() for path in paths],
+            allow_empty_content_type=True,
+            allow_content_types_regex=matcher.RegexMatcher(regex=".*"),
+        )
+    )
+
+
+def _body_rule(key: str, path: tuple[str, ...]) -> json_to_metadata.JsonToMetadataRule:
+    return json_to_metadata.JsonToMetadataRule(
+        selectors=[json_to_metadata.JsonToMetadataSelector(key=part) for part in path],
+        on_present=json_to_metadata.JsonToMetadataKeyValuePair(
+            metadata_namespace=NAMESPACE, key=key, type=json_to_metadata.JsonToMetadataValueType.STRING
+        ),
+    )
+
+
+def path_reader() -> header_to_metadata.Config:
+    """Reads the model out of the path, for APIs that have it there."""
+    return header_to_metadata.Config(
+        request_rules=[
+            header_to_metadata.ConfigRule(
+                header=":path",
+                on_header_present=header_to_metadata.ConfigKeyValuePair(
+                    metadata_namespace=NAMESPACE,
+                    key=PATH_MODEL,
+                    regex_value_rewrite=matcher.RegexMatchAndSubstitute(
+                        pattern=matcher.RegexMatcher(regex=MODEL_IN_PATH), substitution=r"\1"
+                    ),
+                ),
+            )
+        ]
+    )
+
+
+def descriptor(provider: Provider) -> route.RateLimit:
+    """The one descriptor of a call to this provider."""
+    return route.RateLimit(actions=list(_actions(provider)))
+
+
+def identity_headers(provider: Provider) -> tuple[str, ...]:
+    """The headers that say who calls, for the gate alone: the provider does not see them."""
+    headers = {source.value for source in provider.subjects.values() if source.kind is SubjectKind.HEADER}
+    return tuple(sorted(headers - set(KEY_HEADERS[provider.api])))
+
+
+def limits_by_key(provider: Provider) -> bool:
+    """True if a scope of this provider is told apart by the caller's key."""
+    return any(source.kind is SubjectKind.API_KEY for source in provider.subjects.values())
+
+
+def _actions(provider: Provider) -> Iterator[route.RateLimitAction]:
+    yield _text("provider", provider.name)
+    for scope, source in provider.subjects.items():
+        entry = ENTRY_OF_SCOPE[scope]
+        if source.kind is SubjectKind.HEADER:
+            yield _header(entry, source.value)
+        elif source.kind is SubjectKind.API_KEY:
+            yield from (_header(entry, header) for header in KEY_HEADERS[provider.api])
+            if provider.api is Api.GEMINI:
+                yield _parameter(entry, KEY_PARAMETER)
+    yield _text("bytes", "%BYTES_RECEIVED%")
+    for entry, key in ENTRIES[provider.api].items():
+        yield _metadata(entry, key)
+
+
+ENTRY_OF_SCOPE: Final[Mapping[Scope, str]] = {Scope.USER: "user", Scope.ORG: "org", Scope.PROJECT: "project"}
+
+
+def _text(entry: str, value: str) -> route.RateLimitAction:
+    return route.RateLimitAction(
+        generic_key=route.RateLimitActionGenericKey(descriptor_key=entry, descriptor_value=value, default_value="0")
+    )
+
+
+def _header(entry: str, header: str) -> route.RateLimitAction:
+    return route.RateLimitAction(
+        request_headers=route.RateLimitActionRequestHeaders(
+            descriptor_key=entry, header_name=header, skip_if_absent=True
+        )
+    )
+
+
+def _parameter(entry: str, parameter: str) -> route.RateLimitAction:
+    return route.RateLimitAction(
+        query_parameters=route.RateLimitActionQueryParameters(
+            descriptor_key=entry, query_parameter_name=parameter, skip_if_absent=True
+        )
+    )
+
+
+def _metadata(entry: str, key: str) -> route.RateLimitAction:
+    return route.RateLimitAction(
+        metadata=route.RateLimitActionMetaData(
+            descriptor_key=entry,
+            metadata_key=metadata.MetadataKey(key=NAMESPACE, path=[metadata.MetadataKeyPathSegment(key=key)]),
+            source=route.RateLimitActionMetaDataSource.DYNAMIC,
+            skip_if_absent=True,
+        )
+    )

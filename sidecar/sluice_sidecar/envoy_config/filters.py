@@ -1,0 +1,159 @@
+"""The filter chain: what Envoy does to every call, in this order.
+
+    read body → read path → admission (fail open, fail closed) → usage stream → read usage → router
+
+Request filters run left to right, response filters right to left: the usage stream sees what stands on its right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Final
+
+import betterproto2
+from envoy_data_plane.envoy.config.core import v3 as core
+from envoy_data_plane.envoy.config.ratelimit import v3 as ratelimit_service
+from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc
+from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata import v3 as header_to_metadata
+from envoy_data_plane.envoy.extensions.filters.http.ratelimit import v3 as ratelimit
+from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
+from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
+from envoy_data_plane.envoy.type import v3 as types
+from envoy_data_plane.envoy.type.matcher import v3 as matcher
+from envoy_data_plane.google.protobuf import Any
+
+from sluice.config.types import FailurePolicy
+from sluice_sidecar.envoy_config import facts
+from sluice_sidecar.envoy_config.upstreams import GATE
+from sluice_sidecar.envoy_config.messages import opaque, packed
+from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings, UsageSource
+
+DOMAIN: Final = "sluice"
+
+READ_BODY: Final = "sluice.read_body"
+READ_PATH: Final = "sluice.read_path"
+ADMISSION: Final = {FailurePolicy.ALLOW: "sluice.admission.allow", FailurePolicy.DENY: "sluice.admission.deny"}
+"""Whether a call passes when the gate cannot be asked is fixed for a filter, so there are two; a route gives its
+descriptor to one of them, and the other, which has none, asks nothing."""
+USAGE_STREAM: Final = "sluice.usage_stream"
+READ_USAGE: Final = "sluice.read_usage"
+CHAIN: Final = (READ_BODY, READ_PATH, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
+
+LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
+"""Where the ratelimit filter puts the answer's `dynamic_metadata`."""
+USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
+
+OBSERVED_HEADERS: Final = (
+    ":status",
+    "content-type",
+    "content-encoding",
+    "retry-after*",
+    "x-ratelimit-*",
+    "anthropic-ratelimit-*",
+    "x-should-retry",
+    "x-usage-*",
+    "x-amzn-bedrock-*",
+)
+"""All that the gate needs of the headers: of the request nothing (a key stands there), of the answer these."""
+
+AI_PROTOCOL_MANAGER: Final = "envoy.extensions.filters.http.ai_protocol_manager.v3"
+
+
+def http_filters(settings: EnvoySettings, rls_timeout: timedelta) -> list[hcm.HttpFilter]:
+    """The whole chain."""
+    return list(_chain(settings, rls_timeout))
+
+
+def _chain(settings: EnvoySettings, rls_timeout: timedelta) -> Iterator[hcm.HttpFilter]:
+    yield _filter(READ_BODY, facts.body_reader())
+    yield _filter(READ_PATH, header_to_metadata.Config())
+    for policy, name in ADMISSION.items():
+        yield _filter(name, _admission(policy, rls_timeout))
+    yield _filter(USAGE_STREAM, _usage_stream(settings))
+    if settings.usage is UsageSource.METADATA:
+        yield hcm.HttpFilter(name=READ_USAGE, typed_config=_read_usage())
+    yield _filter("envoy.filters.http.router", router.Router(suppress_envoy_headers=True))
+
+
+def _filter(name: str, config: betterproto2.Message) -> hcm.HttpFilter:
+    return hcm.HttpFilter(name=name, typed_config=packed(config))
+
+
+def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit:
+    return ratelimit.RateLimit(
+        domain=DOMAIN,
+        timeout=timeout,
+        failure_mode_deny=policy is FailurePolicy.DENY,
+        status_on_error=types.HttpStatus(code=types.StatusCode.ServiceUnavailable),
+        rate_limit_service=ratelimit_service.RateLimitServiceConfig(
+            grpc_service=_gate(), transport_api_version=core.ApiVersion.V3
+        ),
+        disable_x_envoy_ratelimited_header=True,
+    )
+
+
+def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
+    send, skip = ext_proc.ProcessingModeHeaderSendMode.SEND, ext_proc.ProcessingModeHeaderSendMode.SKIP
+    bodies = ext_proc.ProcessingModeBodySendMode
+    headers = [_header_matcher(name) for name in (*OBSERVED_HEADERS, *settings.observed_headers)]
+    return ext_proc.ExternalProcessor(
+        grpc_service=_gate(),
+        # Envoy tells and never waits: a slow or absent gate cannot hold up or change an answer.
+        observability_mode=True,
+        deferred_close_timeout=settings.deferred_close_timeout,
+        failure_mode_allow=True,
+        message_timeout=timedelta(seconds=5),
+        processing_mode=ext_proc.ProcessingMode(
+            request_header_mode=send,
+            response_header_mode=send,
+            # Without it Envoy would close the stream, and end the permit, at the answer's headers.
+            response_trailer_mode=send,
+            request_trailer_mode=skip,
+            request_body_mode=bodies.NONE,
+            response_body_mode=bodies.STREAMED if settings.usage is UsageSource.BODY else bodies.NONE,
+        ),
+        forward_rules=ext_proc.HeaderForwardingRules(allowed_headers=matcher.ListStringMatcher(patterns=headers)),
+        metadata_options=ext_proc.MetadataOptions(
+            forwarding_namespaces=ext_proc.MetadataOptionsMetadataNamespaces(
+                untyped=[LEASE_NAMESPACE],
+                typed=[USAGE_NAMESPACE] if settings.usage is UsageSource.METADATA else [],
+            )
+        ),
+    )
+
+
+def _header_matcher(name: str) -> matcher.StringMatcher:
+    if name.endswith("*"):
+        return matcher.StringMatcher(prefix=name[:-1])
+    return matcher.StringMatcher(exact=name)
+
+
+def _read_usage() -> Any:
+    """Routes that name no protocol carry no LLM answers, so nothing is read there."""
+    return opaque(
+        f"{AI_PROTOCOL_MANAGER}.AiProtocolManager",
+        {
+            "response_handling": {
+                "token_usage": {
+                    "include_unconfigured_routes": False,
+                    "metadata_namespace": USAGE_NAMESPACE,
+                    "usage_signal": "SYNTHESIZE_TRAILERS",
+                    "limits": {
+                        "max_json_body_size": 10 * MIB,
+                        "max_sse_event_size": 10 * MIB,
+                        "max_parsed_sse_events": 4000000000,
+                    },
+                }
+            }
+        },
+    )
+
+
+def usage_protocol(protocol: str) -> Any:
+    """The form of a route's answers, as `envoy.type.ai.v3.LLMProtocol` names it."""
+    return opaque(f"{AI_PROTOCOL_MANAGER}.AiProtocolManagerPerRoute", {"response": {"llm_protocol": protocol}})
+
+
+def _gate() -> core.GrpcService:
+    return core.GrpcService(envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True))

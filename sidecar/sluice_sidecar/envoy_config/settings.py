@@ -1,0 +1,52 @@
+"""What the Envoy configuration needs to know beyond the limits: addresses, sockets, folders, bounds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import timedelta
+from enum import StrEnum
+from typing import Final
+
+MIB: Final = 1024 * 1024
+
+
+class UsageSource(StrEnum):
+    """Where the gate learns how many tokens a call really used."""
+
+    METADATA = "metadata"
+    """Envoy's `ai_protocol_manager` reads the answer and hands over the numbers; no body leaves Envoy."""
+    BODY = "body"
+    """The answer's body is streamed to the gate: for Envoys without that filter, at the price of the copies."""
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """An IP address and a port that Envoy listens on or connects to."""
+
+    host: str
+    port: int
+
+
+@dataclass(frozen=True, slots=True)
+class EnvoySettings:
+    """How Envoy is laid out on this machine. Paths are absolute; a socket's path is at most 107 bytes (`unix(7)`)."""
+
+    gate: str | TcpAddress
+    """Where the gate serves its two gRPC services: a Unix socket's path, or a loopback address."""
+    admin_socket: str
+    """Envoy's admin interface is a Unix socket, because whoever reaches it can stop Envoy and read its traffic."""
+    listen: TcpAddress = TcpAddress("127.0.0.1", 10000)
+    """Where applications call."""
+    xds_folder: str | None = None
+    """The folder of the files that Envoy follows; None for a bootstrap that holds everything itself."""
+    usage: UsageSource = UsageSource.METADATA
+    observed_headers: tuple[str, ...] = ()
+    """Further response headers that the gate is shown, by name, or by prefix if it ends in `*`."""
+    ca_bundle: str | None = None
+    """The certificates that a provider's certificate must lead to; None for the system's own."""
+    rls_timeout: timedelta | None = None
+    """How long a call waits for the gate's decision; None for the longest `maxWait` and a second."""
+    deferred_close_timeout: timedelta = timedelta(milliseconds=200)
+    """How long Envoy holds a call's usage stream open after the call has ended, however it ended."""
+    body_limit: int = 32 * MIB
+    """The largest request body in bytes; a larger one is answered with 413. 32 MiB is the most a provider takes."""

@@ -17,10 +17,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sluice.core.permits import Permit, Settled
-from sluice.usage.headers import UsageHeaders
+from sluice.usage.headers import HEADERS, usage_from_headers
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.settlement import Ending, settle
-from sluice.usage.tokens import Usage
+from sluice.usage.tokens import Rule, Usage
 
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import COMPLETE, LEASE_NAMESPACE, USAGE_NAMESPACE, ProcessingRequest, TokenUsage
@@ -37,9 +37,9 @@ _SETTLED: Final = {
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_clean", "_facts", "_gate", "_headers", "_permit", "_reader", "_status", "_usage")
+    __slots__ = ("_ended", "_facts", "_gate", "_headers", "_permit", "_reader", "_status", "_usage")
 
-    def __init__(self, gate: Gate, headers: UsageHeaders) -> None:
+    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
         self._gate = gate
         self._headers = headers
         self._permit: Permit | None = None
@@ -47,7 +47,7 @@ class CallStream:
         self._status: int | None = None
         self._usage: Usage | None = None
         self._reader: UsageReader | None = None
-        self._clean = False
+        self._ended = False
 
     def feed(self, message: ProcessingRequest) -> bool:
         """Take one message. True if nothing more is of interest, and the stream may be ended."""
@@ -61,24 +61,23 @@ class CallStream:
         elif kind == "response_body":
             self._see_body(message.response_body)
         elif kind == "response_trailers":
-            self._clean = True
+            self._ended = True
         if self._usage is None:
             self._usage = _envoys_usage(message.metadata_context.typed_filter_metadata)
-        if self._clean:
+        if self._ended:
             self.close()
-        return self._clean
+        return self._ended
 
     def close(self) -> None:
         """The stream is over: settle the call and free its slots. Later closes change nothing."""
         permit, self._permit = self._permit, None
         if permit is None or self._facts is None:
             return
-        seen = 0
-        usage = self._usage
-        if self._reader is not None:
-            seen = self._reader.seen_output
-            usage = usage or self._reader.finish()
-        settlement = settle(self._status, usage, self._facts.estimate, clean=self._clean, seen_output=seen)
+        usage, complete, seen = self._usage, self._ended or self._usage is not None, 0
+        if self._reader is not None and usage is None:
+            usage, seen = self._reader.finish(), self._reader.seen_output
+            complete = self._ended or (usage is not None and not usage.partial)
+        settlement = settle(self._status, usage, self._facts.estimate, complete=complete, seen_output=seen)
         now = self._gate.clock()
         if settlement.tokens is not None:
             permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
@@ -100,8 +99,8 @@ class CallStream:
         values = {header.key: header.raw_value for header in headers.headers.headers}
         status = values.get(":status", b"")
         self._status = int(status) if len(status) == 3 and status.isdigit() else None
-        self._usage = self._headers.usage(values)
-        self._clean = headers.end_of_stream
+        self._usage = usage_from_headers(values.items(), self._headers)
+        self._ended = headers.end_of_stream
         if self._facts is not None and self._usage is None:
             self._reader = reader_for(
                 self._facts.api,
@@ -113,7 +112,7 @@ class CallStream:
         if self._reader is not None:
             self._reader.feed(body.body)
         if body.end_of_stream:
-            self._clean = True
+            self._ended = True
 
 
 def _envoys_usage(metadata: Any) -> Usage | None:

@@ -11,7 +11,8 @@ import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sluice.core.limits import SECOND
 from sluice.core.windows import NEVER
-from sluice.usage.headers import UsageHeaders
+from sluice.usage.headers import HEADERS
+from sluice.usage.tokens import Rule
 
 from sluice_sidecar.extproc import CallStream
 from sluice_sidecar.gate import Gate
@@ -41,7 +42,7 @@ OPTIONS: Final = (
 class GrpcServer:
     """Serves a gate on a Unix socket, a TCP address, or both."""
 
-    def __init__(self, gate: Gate, headers: UsageHeaders) -> None:
+    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
         self._gate = gate
         self._headers = headers
         self._rate_limit = RateLimitService(gate)

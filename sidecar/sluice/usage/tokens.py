@@ -16,6 +16,9 @@ from typing import Final, NamedTuple
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles import Api
 
+MAX_DIGITS: Final = len(str(MAX_COUNT))
+"""No count has more digits; a longer number need not be converted to be refused."""
+
 
 class Usage(NamedTuple):
     """What a provider says a call used. A count is None where it was not told, or told malformed."""

@@ -9,6 +9,9 @@ Theory of operation
     Usage is taken from the first of these that tells it: the response's headers, Envoy's own reading
     (`envoy.ai.token_usage`), the body (only where Envoy is told to send it).
 
+    A call that was cut (its client left, the provider broke off) closes its stream like any other, a moment later and
+    without a word. That it was cut comes by another way, Envoy's access log of cut calls, and comes first: `CutCalls`.
+
     A stream without a live lease (a refused call, one that nothing limits) is ignored.
 """
 
@@ -19,11 +22,17 @@ from typing import Any, Final
 from sluice.core.permits import Permit, Settled
 from sluice.usage.headers import HEADERS, usage_from_headers
 from sluice.usage.readers import UsageReader, reader_for
-from sluice.usage.settlement import Ending, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, settle
 from sluice.usage.tokens import Rule, Usage
-
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.protos import COMPLETE, LEASE_NAMESPACE, USAGE_NAMESPACE, ProcessingRequest, TokenUsage
+from sluice_sidecar.protos import (
+    COMPLETE,
+    USAGE_NAMESPACE,
+    ProcessingRequest,
+    StreamAccessLogsMessage,
+    TokenUsage,
+    lease_in,
+)
 from sluice_sidecar.rls import CallFacts
 
 _SETTLED: Final = {
@@ -34,26 +43,47 @@ _SETTLED: Final = {
 }
 
 
+class WatchedCalls:
+    """The calls whose streams are open, by lease. Belongs to one event loop."""
+
+    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
+        self.gate = gate
+        self.headers = headers
+        self.streams: dict[str, CallStream] = {}
+
+    def open(self) -> CallStream:
+        """The object for a stream that Envoy has opened."""
+        return CallStream(self)
+
+    def feed_log(self, message: StreamAccessLogsMessage) -> None:
+        """Take a message of Envoy's access log of cut calls (`envoy.service.accesslog.v3.AccessLogService`)."""
+        for entry in message.http_logs.log_entry:
+            lease = lease_in(entry.common_properties.metadata)
+            stream = self.streams.get(lease) or self.open()
+            stream.cut(lease)
+
+
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_ended", "_facts", "_gate", "_headers", "_permit", "_reader", "_status", "_usage")
+    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_permit", "_reader", "_sees_body", "_status", "_usage")
 
-    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
-        self._gate = gate
-        self._headers = headers
+    def __init__(self, calls: WatchedCalls) -> None:
+        self._calls = calls
         self._permit: Permit | None = None
         self._facts: CallFacts | None = None
         self._status: int | None = None
         self._usage: Usage | None = None
         self._reader: UsageReader | None = None
+        self._sees_body = False
         self._ended = False
+        self._cut = False
 
     def feed(self, message: ProcessingRequest) -> bool:
         """Take one message. True if nothing more is of interest, and the stream may be ended."""
         kind = message.WhichOneof("request")
         if kind == "request_headers":
-            return not self._claim(message)
+            return not self._claim(lease_in(message.metadata_context))
         if self._permit is None:
             return True
         if kind == "response_headers":
@@ -68,39 +98,47 @@ class CallStream:
             self.close()
         return self._ended
 
+    def cut(self, lease: str) -> None:
+        """The call was cut: it ends now."""
+        if self._permit is not None or self._claim(lease):
+            self._cut = True
+            self.close()
+
     def close(self) -> None:
         """The stream is over: settle the call and free its slots. Later closes change nothing."""
         permit, self._permit = self._permit, None
         if permit is None or self._facts is None:
             return
-        usage, complete, seen = self._usage, self._ended or self._usage is not None, 0
-        if self._reader is not None and usage is None:
+        del self._calls.streams[permit.lease]
+        # Where the body is watched, its end is seen; where it is not, only a cut is told.
+        complete = self._ended or not (self._cut or self._sees_body or self._status is None)
+        usage, seen = self._usage, 0
+        if usage is not None:
+            complete = True
+        elif self._reader is not None:
             usage, seen = self._reader.finish(), self._reader.seen_output
-            complete = self._ended or (usage is not None and not usage.partial)
+            complete = complete or (usage is not None and not usage.partial)
         settlement = settle(self._status, usage, self._facts.estimate, complete=complete, seen_output=seen)
-        now = self._gate.clock()
+        now = self._calls.gate.clock()
         if settlement.tokens is not None:
             permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
         permit.release(now)
 
-    def _claim(self, message: ProcessingRequest) -> bool:
-        metadata = message.metadata_context.filter_metadata
-        if LEASE_NAMESPACE not in metadata:
+    def _claim(self, lease: str) -> bool:
+        permit = self._calls.gate.engine.claim(lease, self._calls.gate.clock()) if lease else None
+        if permit is None or not isinstance(permit.call.detail, CallFacts):
             return False
-        lease = metadata[LEASE_NAMESPACE].fields["lease"].string_value
-        self._permit = self._gate.engine.claim(lease, self._gate.clock())
-        if self._permit is None:
-            return False
-        detail = self._permit.call.detail
-        self._facts = detail if isinstance(detail, CallFacts) else None
-        return self._facts is not None
+        self._permit, self._facts = permit, permit.call.detail
+        self._calls.streams[lease] = self
+        return True
 
     def _see_headers(self, headers: Any) -> None:
         values = {header.key: header.raw_value for header in headers.headers.headers}
         status = values.get(":status", b"")
         self._status = int(status) if len(status) == 3 and status.isdigit() else None
-        self._usage = usage_from_headers(values.items(), self._headers)
-        self._ended = headers.end_of_stream
+        # An error is the end of the matter: what follows only explains it.
+        self._ended = headers.end_of_stream or (self._status or 0) >= FIRST_REFUNDED_STATUS
+        self._usage = usage_from_headers(values.items(), self._calls.headers)
         if self._facts is not None and self._usage is None:
             self._reader = reader_for(
                 self._facts.api,
@@ -109,6 +147,7 @@ class CallStream:
             )
 
     def _see_body(self, body: Any) -> None:
+        self._sees_body = True
         if self._reader is not None:
             self._reader.feed(body.body)
         if body.end_of_stream:

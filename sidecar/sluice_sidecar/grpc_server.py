@@ -1,9 +1,10 @@
-"""The transport that works everywhere: both services, and health, on grpcio."""
+"""The transport that works everywhere: the three services that Envoy calls, and health, on grpcio."""
 
 from __future__ import annotations
 
 import logging
 import traceback
+from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -14,15 +15,18 @@ from sluice.core.windows import NEVER
 from sluice.usage.headers import HEADERS
 from sluice.usage.tokens import Rule
 
-from sluice_sidecar.extproc import CallStream
+from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
+    ACCESS_LOG,
     EXT_PROC,
     RATE_LIMIT,
     ProcessingRequest,
     ProcessingResponse,
     RateLimitRequest,
     RateLimitResponse,
+    StreamAccessLogsMessage,
+    StreamAccessLogsResponse,
 )
 from sluice_sidecar.rls import InvalidRequest, RateLimitService
 
@@ -43,8 +47,7 @@ class GrpcServer:
     """Serves a gate on a Unix socket, a TCP address, or both."""
 
     def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
-        self._gate = gate
-        self._headers = headers
+        self._calls = WatchedCalls(gate, headers)
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
@@ -68,6 +71,16 @@ class GrpcServer:
                         )
                     },
                 ),
+                grpc.method_handlers_generic_handler(
+                    ACCESS_LOG,
+                    {
+                        "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
+                            self._stream_access_logs,
+                            StreamAccessLogsMessage.FromString,
+                            StreamAccessLogsResponse.SerializeToString,
+                        )
+                    },
+                ),
             )
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
@@ -83,7 +96,7 @@ class GrpcServer:
         if address is not None:
             port = self._server.add_insecure_port(address)
         await self._server.start()
-        for service in ("", RATE_LIMIT, EXT_PROC):
+        for service in ("", RATE_LIMIT, EXT_PROC, ACCESS_LOG):
             await self._health.set(service, health_pb2.HealthCheckResponse.SERVING)
         return port
 
@@ -106,7 +119,7 @@ class GrpcServer:
         raise AssertionError  # abort has raised
 
     async def _process(self, _: Any, context: Any) -> None:
-        stream = CallStream(self._gate, self._headers)
+        stream = self._calls.open()
         try:
             while (message := await context.read()) is not grpc.aio.EOF:
                 if stream.feed(message):
@@ -115,6 +128,11 @@ class GrpcServer:
             logger.error("a watched call could not be followed: %s", whereabouts(error))  # noqa: TRY400
         finally:
             stream.close()
+
+    async def _stream_access_logs(self, messages: AsyncIterator[StreamAccessLogsMessage], _: Any) -> Any:
+        async for message in messages:
+            self._calls.feed_log(message)
+        return StreamAccessLogsResponse()
 
 
 def whereabouts(error: BaseException) -> str:

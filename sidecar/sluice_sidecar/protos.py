@@ -8,11 +8,14 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage, StreamAccessLogsResponse
 from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
 
 __all__ = [
+    "ACCESS_LOG",
+    "COMPLETE",
     "EXT_PROC",
     "LEASE_NAMESPACE",
     "RATE_LIMIT",
@@ -21,11 +24,14 @@ __all__ = [
     "ProcessingResponse",
     "RateLimitRequest",
     "RateLimitResponse",
+    "StreamAccessLogsMessage",
+    "StreamAccessLogsResponse",
     "TokenUsage",
 ]
 
 RATE_LIMIT: Final = "envoy.service.ratelimit.v3.RateLimitService"
 EXT_PROC: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
+ACCESS_LOG: Final = "envoy.service.accesslog.v3.AccessLogService"
 LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
 """Where Envoy keeps the `dynamic_metadata` of our admission answers."""
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
@@ -56,3 +62,10 @@ def _token_usage() -> Any:
 TokenUsage: Final = _token_usage()
 COMPLETE: Final = 1
 """`extraction_status` of a response whose usage was read whole."""
+
+
+def lease_in(metadata: Any) -> str:
+    """The lease that admission gave a call, from what Envoy keeps about that call; empty if it has none."""
+    namespaces = metadata.filter_metadata
+    # Asking a protobuf map for a key that it has not would put it there.
+    return namespaces[LEASE_NAMESPACE].fields["lease"].string_value if LEASE_NAMESPACE in namespaces else ""

@@ -14,6 +14,7 @@ from envoy_data_plane.google.protobuf import Struct
 
 from sluice.config.merge import Configuration
 from sluice_sidecar.envoy_config import filters, routing, upstreams
+from sluice_sidecar.envoy_config.cutlog import cut_log
 from sluice_sidecar.envoy_config.messages import packed
 from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
 
@@ -79,6 +80,7 @@ def _connection_manager(configuration: Configuration, settings: EnvoySettings) -
     manager = hcm.HttpConnectionManager(
         stat_prefix="egress",
         http_filters=filters.http_filters(settings, rls_timeout),
+        access_log=[cut_log()],
         # A caller is never trusted: what it says in x-envoy-* headers is dropped before a filter reads it.
         use_remote_address=True,
         internal_address_config=hcm.HttpConnectionManagerInternalAddressConfig(unix_sockets=False),

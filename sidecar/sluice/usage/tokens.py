@@ -16,6 +16,9 @@ from typing import Final, NamedTuple
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles import Api
 
+MAX_DIGITS: Final = len(str(MAX_COUNT))
+"""No count has more digits; a longer number need not be converted to be refused."""
+
 
 class Usage(NamedTuple):
     """What a provider says a call used. A count is None where it was not told, or told malformed."""
@@ -25,7 +28,7 @@ class Usage(NamedTuple):
     provider_total: int | None = None
     """The provider's own sum, kept for comparison; charged only where a part is missing."""
     partial: bool = False
-    """Some count was there but malformed: the call used at least `total`."""
+    """The call used at least `total`: a count was malformed, or the response broke off before its last word."""
 
     @property
     def total(self) -> int:

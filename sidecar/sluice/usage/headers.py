@@ -1,0 +1,43 @@
+"""Usage that a provider tells in its response headers, before the body has begun."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Final
+
+from sluice.usage.tokens import MAX_DIGITS, Rule, Tally, Usage
+
+HEADERS: Final = Rule(
+    input_tokens=(
+        ("x-usage-input-tokens", "x-amzn-bedrock-input-token-count"),
+        ("x-amzn-bedrock-cache-read-input-token-count",),
+        ("x-amzn-bedrock-cache-write-input-token-count",),
+    ),
+    output_tokens=(("x-usage-output-tokens", "x-amzn-bedrock-output-token-count"),),
+    provider_total=(("x-usage-total-tokens",),),
+)
+"""The headers read by default: our own names, for a provider or a filter of one's own, and those of Bedrock's
+InvokeModel, whose input leaves out both sides of the cache (API reference, InvokeModel)."""
+
+
+def usage_from_headers(headers: Iterable[tuple[str, bytes | str]], rule: Rule = HEADERS) -> Usage | None:
+    """What the response headers tell; None if none of the rule's headers is there.
+
+    Names are in lower case, as Envoy hands them on. A value is digits and nothing else; an empty one counts as absent,
+    any other as malformed. Of a header that stands twice the last one counts.
+    """
+    told = {name: _count(value) for name, value in headers if name in rule.names}
+    if not told:
+        return None
+    tally = Tally(rule)
+    tally.add(told)
+    return tally.usage()
+
+
+def _count(value: bytes | str) -> int | str | None:
+    """The value as JSON would give it: a number, None for nothing, anything else for something malformed."""
+    text = value.decode("latin-1") if isinstance(value, bytes) else value
+    text = text.strip()
+    if not text:
+        return None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= MAX_DIGITS else "malformed"

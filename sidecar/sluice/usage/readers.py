@@ -1,0 +1,230 @@
+"""Readers of response bodies: fed bytes as they arrive, they find the usage and notice how much output went by.
+
+A reader keeps a bounded amount of the body, whatever its size (`MAX_EVENT` and what `json_scan` keeps), takes time
+linear in it, and never raises: a body it cannot read is a body that did not tell its usage.
+
+Usage told in the middle of a response may still grow (Anthropic's `message_start`, every chunk of Gemini), so it is
+partial until the response says that the model has stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+from sluice.usage.json_scan import JsonScanner, end_of_string
+from sluice.usage.profiles import Api
+from sluice.usage.sse import EventSplitter
+from sluice.usage.tokens import MAX_DIGITS, RULES, Tally, Usage
+
+MAX_EVENT: Final = 64 * 1024
+"""Bytes of one stream event that are held back until it is complete; a larger one is scanned piece by piece."""
+
+
+class UsageReader(Protocol):
+    """Reads one response body."""
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body. Never raises."""
+
+    def finish(self) -> Usage | None:
+        """The body has ended, well or not: what it told. None if it told nothing. May be called again."""
+
+    @property
+    def usage(self) -> Usage | None:
+        """What it has told so far."""
+
+    @property
+    def seen_output(self) -> int:
+        """Characters of output that went by: a lower bound, for what is not text or is cut apart is not counted."""
+
+
+def reader_for(api: Api, content_type: str | None, content_encoding: str | None = None) -> UsageReader | None:
+    """The reader for a response with these headers; None for a compressed body, and a type that holds no usage."""
+    if (content_encoding or "identity").strip().lower() != "identity":
+        return None
+    media_type = (content_type or "").partition(";")[0].strip().lower()
+    if media_type == "text/event-stream":
+        return SseReader(api)
+    if media_type == "application/json" or media_type.endswith("+json"):
+        return JsonReader(api)
+    return None
+
+
+def _texts(*keys: str) -> re.Pattern[bytes]:
+    """Matches where the string begins in a member that has one of these keys and a string as its value."""
+    return re.compile(rb'"(?:%s)"\s*:\s*"' % "|".join(keys).encode())
+
+
+@dataclass(frozen=True, slots=True)
+class _Shape:
+    """Where an API's responses hold what is wanted of them."""
+
+    usage: tuple[tuple[str, ...], ...]
+    """The paths of usage objects, in a JSON body and in the events of a stream."""
+    stop: re.Pattern[bytes]
+    """What stands in an event once the model has stopped: the usage in that event, or in a later one, is final."""
+    body_output: re.Pattern[bytes]
+    """The output in a JSON body."""
+    event_output: tuple[tuple[bytes, re.Pattern[bytes]], ...]
+    """The output in an event that holds these bytes; the first row applies. Events of other kinds only repeat it."""
+
+
+_OPENAI_TEXTS: Final = _texts("content", "text", "reasoning_content", "refusal", "arguments")
+_ANTHROPIC_TEXTS: Final = _texts("text", "thinking", "partial_json")
+_GEMINI_TEXTS: Final = _texts("text")
+
+_SHAPES: Final[Mapping[Api, _Shape]] = {
+    Api.OPENAI: _Shape(
+        usage=(("usage",), ("response", "usage")),
+        stop=re.compile(rb'"finish_reason"\s*:\s*"|"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'),
+        body_output=_OPENAI_TEXTS,
+        event_output=((b'"choices"', _OPENAI_TEXTS), (b'"delta"', _texts("delta"))),
+    ),
+    Api.ANTHROPIC: _Shape(
+        usage=(("usage",), ("message", "usage")),
+        stop=re.compile(rb'"stop_reason"\s*:\s*"'),
+        body_output=_ANTHROPIC_TEXTS,
+        event_output=((b'"delta"', _ANTHROPIC_TEXTS),),
+    ),
+    Api.GEMINI: _Shape(
+        usage=(("usageMetadata",),),
+        stop=re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*"'),
+        body_output=_GEMINI_TEXTS,
+        event_output=((b"", _GEMINI_TEXTS),),
+    ),
+}
+
+_USAGE: Final = re.compile(rb'"usage(?:Metadata)?"\s*:(?!\s*null)')
+"""No event without it is scanned: OpenAI sends `"usage":null` in every event but the last."""
+_ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_OVERLAP: Final = 64
+"""Bytes of a piece that are looked at again with the next one: more than any `stop` is long."""
+_UNREADABLE: Final = "unreadable"
+"""No usage object: `Tally` takes it as a malformed report."""
+
+
+class JsonReader:
+    """Reads a body that is one JSON document, or a JSON array of documents that arrive one by one."""
+
+    def __init__(self, api: Api) -> None:
+        self._output = _SHAPES[api].body_output
+        self._tally = Tally(RULES[api])
+        self._scanner = JsonScanner(_SHAPES[api].usage, self._found)
+        self.seen_output = 0
+
+    @property
+    def usage(self) -> Usage | None:
+        """What is told so far; partial while the document is open."""
+        return _told(self._tally, final=self._scanner.done)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        self._scanner.feed(data)
+        self.seen_output += _characters(self._output, data)
+
+    def finish(self) -> Usage | None:
+        """What the body told."""
+        return self.usage
+
+    def _found(self, value: bytes) -> None:
+        self._tally.add(_decode(value))
+
+
+class SseReader:
+    """Reads a stream of server-sent events whose data is JSON.
+
+    An event of up to `MAX_EVENT` bytes is held back until it is complete, and scanned only if it holds usage. A larger
+    one is scanned as it arrives, so that usage beside a large result (an image; the whole response repeated in
+    `response.completed`) is found as well.
+    """
+
+    def __init__(self, api: Api) -> None:
+        self._shape = _SHAPES[api]
+        self._tally = Tally(RULES[api])
+        self._splitter = EventSplitter(self._add, self._end_event)
+        self.seen_output = 0
+        # The mutable state: the event that has begun.
+        self._held = bytearray()  # its data so far
+        self._scanner: JsonScanner | None = None  # once it is over MAX_EVENT: its data goes here instead
+        self._last = b""  # the end of the data that went there
+        self._stopped = False
+
+    @property
+    def usage(self) -> Usage | None:
+        """What is told so far; partial until the model has stopped."""
+        return _told(self._tally, final=self._stopped)
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        self._splitter.feed(data)
+
+    def finish(self) -> Usage | None:
+        """What the stream told."""
+        self._splitter.finish()
+        return self.usage
+
+    def _add(self, data: bytes) -> None:
+        if self._scanner is None:
+            self._held += data
+            if len(self._held) <= MAX_EVENT:
+                return
+            self._scanner = JsonScanner(self._shape.usage, self._found)
+            data = bytes(self._held)
+            self._held.clear()
+        self._scanner.feed(data)
+        window = self._last + data
+        self._notice_stop(window)
+        self._last = window[-_OVERLAP:]
+
+    def _end_event(self) -> None:
+        if self._scanner is None:
+            self._read_event(bytes(self._held))
+        self._scanner = None
+        self._last = b""
+        self._held.clear()
+
+    def _read_event(self, event: bytes) -> None:
+        if _USAGE.search(event):
+            JsonScanner(self._shape.usage, self._found).feed(event)
+        self._notice_stop(event)
+        for kind, output in self._shape.event_output:
+            if kind in event:
+                self.seen_output += _characters(output, event)
+                break
+
+    def _notice_stop(self, data: bytes) -> None:
+        self._stopped = self._stopped or self._shape.stop.search(data) is not None
+
+    def _found(self, value: bytes) -> None:
+        self._tally.add(_decode(value))
+
+
+def _told(tally: Tally, *, final: bool) -> Usage | None:
+    usage = tally.usage()
+    return usage if usage is None or final else usage._replace(partial=True)
+
+
+def _decode(value: bytes) -> object:
+    """A usage object from its JSON text; something that is none where it cannot be read."""
+    try:
+        return json.loads(value, parse_int=_integer)
+    except (ValueError, RecursionError):
+        return _UNREADABLE
+
+
+def _integer(digits: str) -> int | str:
+    """An integer of any plausible length; the text of a longer one, which is no count (and slow to convert)."""
+    return int(digits) if len(digits) <= MAX_DIGITS else digits
+
+
+def _characters(output: re.Pattern[bytes], data: bytes) -> int:
+    """Characters in the strings that `output` finds in `data`; an escaped pair of surrogates counts as two."""
+    characters = 0
+    for match in output.finditer(data):
+        text = data[match.end() : end_of_string(data, match.end())]
+        characters += len(_ESCAPE.sub(b".", text).decode(errors="ignore"))
+    return characters

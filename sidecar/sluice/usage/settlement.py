@@ -1,0 +1,68 @@
+"""What a call is charged when it ends, however it ends: the endings table of ARCHITECTURE.md as one function.
+
+Two endings are not here, because nothing is charged in them: a call that leaves the queue has reserved nothing, and
+a permit whose lease runs out keeps its estimate without being settled.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import Final, NamedTuple
+
+from sluice.core.limits import MAX_COUNT
+from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
+from sluice.usage.tokens import Usage
+
+FIRST_REFUNDED_STATUS: Final = 300
+"""From here on the provider generated nothing: a redirect asks for another call, which is admitted on its own."""
+
+
+class Ending(StrEnum):
+    """How a call ended, in the word of metrics, logs and status."""
+
+    COMMITTED = "committed"
+    """The provider told the usage: that is charged."""
+    ESTIMATED = "estimated"
+    """The response came to its end without a readable usage: the estimate stands, unless more than that was seen."""
+    REFUNDED = "refunded"
+    """The provider answered with an error or a redirect: no tokens are charged; the request still counts."""
+    CUT = "cut"
+    """The call was broken off: what was seen of it is charged, at least its input, for providers bill that too."""
+
+
+class Settlement(NamedTuple):
+    """The charge that ends a call."""
+
+    tokens: int | None
+    """What replaces the estimate, from 0 to `MAX_COUNT`; None if the estimate stands."""
+    ending: Ending
+
+
+def settle(
+    status: int | None,
+    usage: Usage | None,
+    estimate: Estimate,
+    *,
+    complete: bool,
+    seen_output: int = 0,
+) -> Settlement:
+    """Judge a call that has ended.
+
+    `status` is the response's status code, None if no response headers were seen; an informational one (1xx) is judged
+    like 2xx, for what follows it may have cost tokens. `complete` says that `usage` can no longer change: the response
+    came to its end, or told its usage in its headers, or its reader found it complete. `seen_output` is the number of
+    characters of output seen.
+
+    A partial usage never lowers the charge: some of it is unknown, so the estimate stands unless the rest exceeds it.
+    What was seen is not bounded by the estimate, for the estimate may have been too low.
+    """
+    if status is not None and status >= FIRST_REFUNDED_STATUS:
+        return Settlement(0, Ending.REFUNDED)
+    if complete and usage is not None and not usage.partial:
+        return Settlement(usage.total, Ending.COMMITTED)
+    told = usage.total if usage is not None else 0
+    shown = estimate.input_tokens - (-seen_output // BYTES_PER_TOKEN)
+    seen = min(max(told, shown, 1), MAX_COUNT)
+    if complete:
+        return Settlement(seen if seen > estimate.total else None, Ending.ESTIMATED)
+    return Settlement(seen, Ending.CUT)

@@ -1,11 +1,10 @@
 """What a call is expected to cost, from what its request says of itself.
 
-Input is the body's size over `BYTES_PER_TOKEN`; output is the largest cap the request sets on it, times the number of
-answers it asks for. A request that sets no cap is expected to use `default_output_tokens` for its output, lowered
-where the smallest token cap it meets is small: input and output together then stay within a quarter of that cap, so
-that a few such calls fit side by side. The output is never lowered below 1, and nothing else is lowered: a declared cap is
-the caller's word, and an input that is larger than the quarter is still there. A call is thus too large for ever only
-by its own input or its own word, never by our default.
+Input is the body's size over `BYTES_PER_TOKEN`. Output is the largest cap the request sets on it, times the number of
+answers it asks for. A request that sets no cap is expected to produce a default, lowered where the call meets a small
+token cap: so far that input and output together stay within a quarter of that cap, but never below 1. Nothing else
+is lowered: a declared cap is the caller's word, and an input is there whatever its size. So a call can be too large
+for ever by its own input or its own word, never by our default, and a few that declare nothing fit side by side.
 """
 
 from __future__ import annotations

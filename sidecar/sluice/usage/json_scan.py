@@ -23,11 +23,12 @@ MAX_KEY: Final = 64
 Tree: TypeAlias = "Mapping[bytes, Tree | None]"
 """The wanted members: a mapping to descend into, None for a value to report."""
 
-# Possessive, so that no byte is tried twice.
-_STRING: Final = re.compile(rb'(?:[^"\\]++|\\.)*+', re.DOTALL)
-_BETWEEN: Final = re.compile(rb'[^"{}\[\]:,]*+')
-_SKIPPABLE: Final = re.compile(rb'(?:[^"{}\[\]]++|"(?:[^"\\]++|\\.)*+")*+', re.DOTALL)
+# Repeated groups are bounded, because each repetition takes memory; and none is possessive, because Python 3.11 before
+# 3.11.5 matches possessive groups wrongly (python/cpython issue 106052).
+_BETWEEN: Final = re.compile(rb'[^"{}\[\]:,]*')
+_SKIPPABLE: Final = re.compile(rb'(?:[^"{}\[\]]+|"[^"\\]*"){0,256}')
 
+_BACKSLASH: Final = ord("\\")
 _DOCUMENTS: Final[Tree] = {}
 """Stands for the array at the top."""
 
@@ -66,7 +67,7 @@ class JsonScanner:
                 self._in_string = True
                 self._text.clear()
             elif self._skipped:
-                self._skipped += 1 if mark in b"{[" else -1
+                self._skipped += (mark in b"{[") - (mark in b"}]")
             elif mark in b"{[":
                 self._enter(mark)
             elif mark == b":":
@@ -80,13 +81,12 @@ class JsonScanner:
 
     def _read_string(self, data: bytes, pos: int) -> int:
         """Read a string on from `pos`; returns where it, or the data, ends."""
-        match = _STRING.match(data, pos + 1 if self._escaped else pos)
-        end = match.end() if match else pos
+        start = pos + self._escaped
+        end = end_of_string(data, start)
         if not self._skipped:
             _add(self._text, data, pos, end, MAX_KEY)
-        ended = data[end : end + 1] == b'"'
-        self._in_string = not ended
-        self._escaped = data[end : end + 1] == b"\\"
+        self._in_string = end == len(data)
+        self._escaped = self._in_string and _is_escaped(data, start, end)
         return end + 1
 
     def _enter(self, mark: bytes) -> None:
@@ -121,6 +121,22 @@ class JsonScanner:
     def _keep(self, data: bytes, start: int, end: int) -> None:
         if self._value is not None:
             _add(self._value, data, start, end, MAX_VALUE)
+
+
+def end_of_string(data: bytes, start: int) -> int:
+    """Where the quote stands that ends the string whose content starts at `start`; the data's length if it goes on."""
+    end = data.find(b'"', start)
+    while end >= 0 and _is_escaped(data, start, end):
+        end = data.find(b'"', end + 1)
+    return end if end >= 0 else len(data)
+
+
+def _is_escaped(data: bytes, start: int, pos: int) -> bool:
+    """True if an odd number of backslashes stands before `pos`, none of them before `start`."""
+    first = pos
+    while first > start and data[first - 1] == _BACKSLASH:
+        first -= 1
+    return (pos - first) % 2 == 1
 
 
 def _tree(paths: Iterable[tuple[str, ...]]) -> Tree:

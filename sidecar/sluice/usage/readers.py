@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Final, Protocol
 
-from sluice.usage.json_scan import JsonScanner
+from sluice.usage.json_scan import JsonScanner, end_of_string
 from sluice.usage.profiles import Api
 from sluice.usage.sse import EventSplitter
 from sluice.usage.tokens import MAX_DIGITS, RULES, Tally, Usage
@@ -55,8 +55,8 @@ def reader_for(api: Api, content_type: str | None, content_encoding: str | None 
 
 
 def _texts(*keys: str) -> re.Pattern[bytes]:
-    """Matches a member with one of these keys and a string value, also one that breaks off; group 1 is the string."""
-    return re.compile(rb'"(?:%s)"\s*+:\s*+"((?:[^"\\]++|\\.)*+)' % "|".join(keys).encode(), re.DOTALL)
+    """Matches where the string begins in a member that has one of these keys and a string as its value."""
+    return re.compile(rb'"(?:%s)"\s*:\s*"' % "|".join(keys).encode())
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,25 +80,25 @@ _GEMINI_TEXTS: Final = _texts("text")
 _SHAPES: Final[Mapping[Api, _Shape]] = {
     Api.OPENAI: _Shape(
         usage=(("usage",), ("response", "usage")),
-        stop=re.compile(rb'"finish_reason"\s*+:\s*+"|"type"\s*+:\s*+"response\.(?:completed|incomplete|failed)"'),
+        stop=re.compile(rb'"finish_reason"\s*:\s*"|"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'),
         body_output=_OPENAI_TEXTS,
         event_output=((b'"choices"', _OPENAI_TEXTS), (b'"delta"', _texts("delta"))),
     ),
     Api.ANTHROPIC: _Shape(
         usage=(("usage",), ("message", "usage")),
-        stop=re.compile(rb'"stop_reason"\s*+:\s*+"'),
+        stop=re.compile(rb'"stop_reason"\s*:\s*"'),
         body_output=_ANTHROPIC_TEXTS,
         event_output=((b'"delta"', _ANTHROPIC_TEXTS),),
     ),
     Api.GEMINI: _Shape(
         usage=(("usageMetadata",),),
-        stop=re.compile(rb'"(?:finishReason|blockReason)"\s*+:\s*+"'),
+        stop=re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*"'),
         body_output=_GEMINI_TEXTS,
         event_output=((b"", _GEMINI_TEXTS),),
     ),
 }
 
-_USAGE: Final = re.compile(rb'"usage(?:Metadata)?"\s*+:(?!\s*+null)')
+_USAGE: Final = re.compile(rb'"usage(?:Metadata)?"\s*:(?!\s*null)')
 """No event without it is scanned: OpenAI sends `"usage":null` in every event but the last."""
 _ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _OVERLAP: Final = 64
@@ -223,4 +223,8 @@ def _integer(digits: str) -> int | str:
 
 def _characters(output: re.Pattern[bytes], data: bytes) -> int:
     """Characters in the strings that `output` finds in `data`; an escaped pair of surrogates counts as two."""
-    return sum(len(_ESCAPE.sub(b".", match[1]).decode(errors="ignore")) for match in output.finditer(data))
+    characters = 0
+    for match in output.finditer(data):
+        text = data[match.end() : end_of_string(data, match.end())]
+        characters += len(_ESCAPE.sub(b".", text).decode(errors="ignore"))
+    return characters

@@ -28,7 +28,7 @@ class Usage(NamedTuple):
     provider_total: int | None = None
     """The provider's own sum, kept for comparison; charged only where a part is missing."""
     partial: bool = False
-    """Some count was there but malformed: the call used at least `total`."""
+    """The call used at least `total`: a count was malformed, or the response broke off before its last word."""
 
     @property
     def total(self) -> int:

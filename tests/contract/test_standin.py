@@ -13,14 +13,7 @@ import openai
 import pytest
 from standin import Ending, Point, Script, StandIn
 
-pytestmark = pytest.mark.anyio
-
 ASK: Any = [{"role": "user", "content": "How many tokens are in this sentence?"}]
-
-
-@pytest.fixture
-def anyio_backend() -> str:
-    return "asyncio"
 
 
 @pytest.fixture
@@ -51,7 +44,7 @@ async def post(url: str, body: object, **headers: str) -> tuple[int, dict[str, s
 async def drain(stream: AsyncIterator[Any], into: list[Any]) -> None:
     """Read a stream to its end; what came before an error is kept."""
     async for chunk in stream:
-        into.append(chunk)
+        into.append(chunk)  # noqa: PERF401 - a comprehension loses what came before the error
 
 
 async def test_chat_reports_its_usage_with_details(stand_in: StandIn, gpt: openai.AsyncOpenAI) -> None:

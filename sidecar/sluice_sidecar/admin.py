@@ -1,0 +1,86 @@
+"""The HTTP side for people, probes and Prometheus: `/healthz`, `/readyz`, `/status`, `/metrics`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from aiohttp import web
+from prometheus_client import CollectorRegistry
+from prometheus_client.exposition import choose_encoder
+
+from sluice.core.keys import Scope
+from sluice.core.states import Snapshot
+from sluice_sidecar import status
+from sluice_sidecar.settings import Address, Failed, TcpAddress
+
+SELECTORS: Final = ("provider", "scope", "subject")
+
+
+class Admin:
+    """Serves what the gate says of itself. It only reads."""
+
+    def __init__(self, health: status.Health, snapshot: Callable[[], Snapshot], registry: CollectorRegistry) -> None:
+        self._health = health
+        self._snapshot = snapshot
+        self._registry = registry
+        app = web.Application()
+        app.router.add_get("/healthz", self._healthz)
+        app.router.add_get("/readyz", self._readyz)
+        app.router.add_get("/status", self._status)
+        app.router.add_get("/metrics", self._metrics)
+        self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
+
+    async def start(self, address: Address) -> Address:
+        """Serve; returns the address with the port that was bound. Raises `Failed` if it cannot be."""
+        await self._runner.setup()
+        site: web.BaseSite
+        if isinstance(address, Path):
+            site = web.UnixSite(self._runner, str(address))
+        else:
+            site = web.TCPSite(self._runner, address.host, address.port)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise Failed(f"--admin {address}: cannot be served: {error.strerror or error}") from error
+        if isinstance(address, Path):
+            return address
+        return TcpAddress(address.host, self._runner.addresses[0][1])
+
+    async def stop(self) -> None:
+        """Let answers under way finish, for a second."""
+        await self._runner.cleanup()
+
+    async def _healthz(self, _: web.Request) -> web.Response:
+        return web.Response(text="ok\n")
+
+    async def _readyz(self, _: web.Request) -> web.Response:
+        if self._health.is_ready:
+            return web.Response(text="ready\n")
+        return web.Response(status=503, text=f"not ready: {self._health.waiting_for}\n")
+
+    async def _status(self, request: web.Request) -> web.Response:
+        wrong = _complaint(request)
+        if wrong is not None:
+            return web.json_response({"error": wrong}, status=400)
+        selection = status.Selection(**{name: request.query.get(name) for name in SELECTORS})
+        answer = status.document(self._health, self._snapshot(), selection)
+        return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        encode, content_type = choose_encoder(request.headers.get("Accept", ""))
+        return web.Response(body=encode(self._registry), headers={"Content-Type": content_type})
+
+
+def _complaint(request: web.Request) -> str | None:
+    """What is wrong with a query; None if nothing is."""
+    unknown = [name for name in request.query if name not in SELECTORS]
+    if unknown:
+        return f"unknown parameter {unknown[0]!r}: {', '.join(SELECTORS)} select buckets"
+    scope = request.query.get("scope")
+    if scope is not None and scope not in tuple(Scope):
+        return f"unknown scope {scope!r}: it is one of {', '.join(Scope)}"
+    return None

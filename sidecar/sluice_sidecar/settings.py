@@ -1,0 +1,130 @@
+"""What the command line may say, as values: addresses, sockets, bounds. Nothing here is live; limits are."""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Final, TypeAlias
+
+from sluice.config.durations import parse_duration
+from sluice.core.limits import SECOND
+from sluice.errors import SluiceError
+
+LONGEST_SOCKET_PATH: Final = 107
+"""Bytes of a Unix socket's path that the kernel takes (`unix(7)`: `sun_path` has 108, one for the NUL)."""
+
+
+class Failed(SluiceError):
+    """The program cannot go on; the message is a sentence for whoever started it. Exit code 1."""
+
+
+class LogFormat(StrEnum):
+    """How the log is written. The value is the word of `--log-format`."""
+
+    TEXT = "text"
+    JSON = "json"
+
+
+@dataclass(frozen=True, slots=True)
+class TcpAddress:
+    """An IP address and a port; port 0 lets the system choose one."""
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"[{self.host}]:{self.port}" if ":" in self.host else f"{self.host}:{self.port}"
+
+    @property
+    def is_loopback(self) -> bool:
+        """True if nothing outside this machine (or pod) reaches it."""
+        return ipaddress.ip_address(self.host).is_loopback
+
+
+Address: TypeAlias = TcpAddress | Path
+"""A TCP address, or the path of a Unix socket."""
+
+LISTEN: Final = TcpAddress("127.0.0.1", 10000)
+ADMIN: Final = TcpAddress("127.0.0.1", 10001)
+GRACE: Final = 30 * SECOND
+
+
+@dataclass(frozen=True, slots=True)
+class RunSettings:
+    """What `sluice run` was told. Times are in nanoseconds."""
+
+    files: tuple[Path, ...]
+    """Limits documents, and folders of them."""
+    socket: Path | None = None
+    """Where Envoy finds the gate; None with `envoy` for a socket of its own in a private folder."""
+    grpc: TcpAddress | None = None
+    envoy: bool = False
+    """Run an Envoy as a child."""
+    envoy_binary: str | None = None
+    """A path, or a name to look for in PATH; None for `envoy`."""
+    listen: TcpAddress = LISTEN
+    """Where that Envoy takes the applications' calls."""
+    xds: Path | None = None
+    """The folder of the files that an Envoy follows; None with `envoy` for one in the private folder."""
+    admin: Address = ADMIN
+    lease: int = 2 * SECOND
+    max_keys: int = 100_000
+    grace: int = GRACE
+    """From the first signal to the end."""
+    usage_headers: tuple[str, ...] = ()
+    """Response headers that tell the tokens used, beside the known ones; lower case."""
+
+
+def tcp_address(text: str) -> TcpAddress:
+    """`127.0.0.1:10000`, `[::1]:10000` or `localhost:10000`; raises `ValueError` with what is wrong."""
+    host, colon, port = text.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host or not (port.isascii() and port.isdigit()) or int(port) > 65535:
+        raise ValueError(f"{text!r} is not an address: write an IP address and a port, as in 127.0.0.1:10000")
+    try:
+        return TcpAddress("127.0.0.1" if host == "localhost" else str(ipaddress.ip_address(host)), int(port))
+    except ValueError:
+        raise ValueError(f"{host!r} is not an IP address: names are not looked up, except localhost") from None
+
+
+def address(text: str) -> Address:
+    """A TCP address, or a Unix socket: a path with a slash in it, with or without `unix:` before it."""
+    if text.startswith("unix:") or "/" in text:
+        return socket_path(text)
+    return tcp_address(text)
+
+
+def socket_path(text: str) -> Path:
+    """An absolute path that is short enough for a Unix socket; raises `ValueError` with what is wrong."""
+    path = Path(text.removeprefix("unix:")).absolute()
+    size = len(str(path).encode())
+    if size > LONGEST_SOCKET_PATH:
+        raise ValueError(
+            f"{path} has {size} bytes: the path of a Unix socket has at most {LONGEST_SOCKET_PATH}, choose a shorter one"
+        )
+    return path
+
+
+def duration(text: str) -> int:
+    """Nanoseconds of `2s`, `500ms`, `1m30s`; raises `ValueError` with what is allowed."""
+    nanoseconds = parse_duration(text)
+    if nanoseconds is None:
+        raise ValueError(f"{text!r} is not a duration: write 500ms, 2s, 1m30s or 1h")
+    return nanoseconds
+
+
+def header_names(text: str) -> tuple[str, ...]:
+    """Names with commas between them, in lower case; raises `ValueError` for what cannot be a header's name."""
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    bad = [name for name in names if not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in name)]
+    if bad:
+        raise ValueError(f"{bad[0]!r} is not the name of a header")
+    return names
+
+
+def shown(addresses: Iterable[Address | None]) -> str:
+    """Addresses for a person."""
+    return " and ".join(f"unix:{a}" if isinstance(a, Path) else str(a) for a in addresses if a is not None)

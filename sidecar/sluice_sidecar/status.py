@@ -1,0 +1,216 @@
+"""What a person may see of the gate: `/status` as JSON, and the table of `sluice status`."""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from sluice import __version__
+from sluice.core.keys import OVERFLOW, BucketKey
+from sluice.core.limits import SECOND, Cap
+from sluice.core.states import BucketState, Snapshot
+from sluice.errors import Problem
+from sluice_sidecar.logs import utc
+
+MOST_BUCKETS: Final = 1000
+"""Buckets in one answer; the fullest are shown."""
+OVERFLOW_SHOWN: Final = "(overflow)"
+"""How the bucket that newcomers share is called where people read."""
+
+Json = Any
+
+
+@dataclass(slots=True)
+class Health:
+    """What the gate says of itself. Changed by the program as it starts, reloads and ends."""
+
+    waiting_for: str = "start"
+    """What stands between the gate and being ready; empty once it is."""
+    generation: int = 0
+    """How many configurations have been in force, the one now included."""
+    loaded_at: float = 0.0
+    """When that one was put in force: seconds since 1970."""
+    problems: tuple[Problem, ...] = ()
+    """What is wrong with the files as they are now; what is in force is the last good configuration."""
+    rejected: int = 0
+    """Configurations that were not put in force because of their mistakes."""
+
+    @property
+    def is_ready(self) -> bool:
+        return not self.waiting_for
+
+    def loaded(self, at: float) -> None:
+        """A configuration has been put in force."""
+        self.generation += 1
+        self.loaded_at = at
+        self.problems = ()
+
+    def turned_down(self, problems: Iterable[Problem]) -> None:
+        """The files are bad: what was in force stays."""
+        self.rejected += 1
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Selection:
+    """Which buckets are wanted; None for any."""
+
+    provider: str | None = None
+    scope: str | None = None
+    subject: str | None = None
+
+    def wants(self, key: BucketKey) -> bool:
+        return (
+            self.provider in (None, key.provider)
+            and self.scope in (None, str(key.scope))
+            and self.subject in (None, shown_subject(key))
+        )
+
+
+def document(health: Health, snapshot: Snapshot, selection: Selection | None = None) -> dict[str, Json]:
+    """The answer of `/status`. Totals are of everything, whatever is selected."""
+    selection = selection or Selection()
+    wanted = [bucket for bucket in snapshot.buckets if selection.wants(bucket.key)]
+    answered = heapq.nsmallest(MOST_BUCKETS, wanted, key=lambda bucket: (-fullness(bucket), bucket.key))
+    totals = snapshot.totals
+    return {
+        "version": __version__,
+        "ready": health.is_ready,
+        "configuration": {
+            "generation": health.generation,
+            "loadedAt": utc(health.loaded_at),
+            "problems": [problem._asdict() for problem in health.problems],
+        },
+        "buckets": [_bucket(bucket) for bucket in answered],
+        "bucketsOmitted": len(wanted) - len(answered),
+        "totals": {
+            "admitted": totals.admitted,
+            "unlimited": totals.unlimited,
+            "rejected": totals.rejected,
+            "wouldReject": totals.would_reject,
+            "inFlight": snapshot.in_flight,
+            "queued": snapshot.queued,
+            "committed": totals.committed,
+            "estimated": totals.estimated,
+            "refunded": totals.refunded,
+            "committedTokens": totals.committed_tokens,
+            "estimatedTokens": totals.estimated_tokens,
+            "expiredPermits": totals.expired_permits,
+        },
+    }
+
+
+def fullness(bucket: BucketState) -> float:
+    """The largest share of a cap that is used: 1 at a cap, more where commits went past it."""
+    shares = [window.used / window.limit if window.limit else 1.0 for window in bucket.windows.values()]
+    if bucket.max_concurrent is not None:
+        shares.append(bucket.in_flight / bucket.max_concurrent if bucket.max_concurrent else 1.0)
+    return max(shares, default=0.0)
+
+
+def shown_subject(key: BucketKey) -> str:
+    """The subject as people see it."""
+    return OVERFLOW_SHOWN if key.subject == OVERFLOW else key.subject
+
+
+def _bucket(bucket: BucketState) -> dict[str, Json]:
+    key = bucket.key
+    return {
+        "provider": key.provider,
+        "scope": str(key.scope),
+        "subject": shown_subject(key),
+        **({"models": key.models.split(",")} if key.models else {}),
+        "inFlight": bucket.in_flight,
+        "queued": bucket.queued,
+        "maxConcurrent": bucket.max_concurrent,
+        "admitted": bucket.admitted,
+        "rejected": bucket.rejected,
+        "windows": {
+            str(cap): {
+                "limit": window.limit,
+                "used": window.used,
+                "remaining": window.remaining,
+                "resetSeconds": round(window.reset / SECOND, 3),
+            }
+            for cap, window in bucket.windows.items()
+        },
+    }
+
+
+_COLUMNS: Final = {
+    Cap.REQUESTS_PER_MINUTE: "RPM",
+    Cap.TOKENS_PER_MINUTE: "TPM",
+    Cap.REQUESTS_PER_HOUR: "RPH",
+    Cap.TOKENS_PER_HOUR: "TPH",
+    Cap.REQUESTS_PER_DAY: "RPD",
+    Cap.TOKENS_PER_DAY: "TPD",
+}
+"""The minute's are always shown, the others where a bucket has one."""
+_ALWAYS: Final = (Cap.REQUESTS_PER_MINUTE, Cap.TOKENS_PER_MINUTE)
+
+
+def table(status: Mapping[str, Json]) -> str:
+    """A `/status` answer as a table of its buckets, a line of totals, and what is wrong."""
+    buckets = status["buckets"]
+    caps = [cap for cap in _COLUMNS if cap in _ALWAYS or any(cap in bucket["windows"] for bucket in buckets)]
+    narrowed = any("models" in bucket for bucket in buckets)
+    head = ["PROVIDER", "SCOPE", "SUBJECT", *(["MODELS"] if narrowed else []), "IN-FLIGHT", "QUEUED"]
+    rows = [[*head, *(_COLUMNS[cap] for cap in caps), "REJECTED"]]
+    for bucket in buckets:
+        rows.append(
+            [
+                bucket["provider"],
+                bucket["scope"],
+                _printable(bucket["subject"]) or '""',
+                *([",".join(bucket.get("models", [])) or "-"] if narrowed else []),
+                _used(bucket["inFlight"], bucket["maxConcurrent"]),
+                str(bucket["queued"]),
+                *(_window(bucket["windows"].get(cap)) for cap in caps),
+                str(bucket["rejected"]),
+            ]
+        )
+    lines = _aligned(rows) if buckets else ["no call has met a limit yet"]
+    if status["bucketsOmitted"]:
+        lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
+    return "\n".join([*lines, "", _totals(status["totals"]), *_configuration(status)])
+
+
+def _totals(totals: Mapping[str, int]) -> str:
+    shadow = f", {totals['wouldReject']} would have been" if totals["wouldReject"] else ""
+    return (
+        f"calls: {totals['admitted']} admitted, {totals['rejected']} rejected{shadow}, {totals['inFlight']} in flight, "
+        f"{totals['queued']} queued, {totals['unlimited']} unlimited; "
+        f"tokens: {totals['committedTokens']} committed, {totals['estimatedTokens']} estimated; "
+        f"{totals['expiredPermits']} permits expired"
+    )
+
+
+def _configuration(status: Mapping[str, Json]) -> list[str]:
+    configuration = status["configuration"]
+    state = "ready" if status["ready"] else "not ready"
+    lines = [f"{state}; configuration {configuration['generation']} since {configuration['loadedAt']}"]
+    problems = configuration["problems"]
+    if problems:
+        lines.append("the limits files have mistakes, and the last good configuration stays in force:")
+        lines += [f"  {Problem(**problem)}" for problem in problems]
+    return lines
+
+
+def _used(used: int, limit: int | None) -> str:
+    return str(used) if limit is None else f"{used}/{limit}"
+
+
+def _window(window: Mapping[str, int] | None) -> str:
+    return "-" if window is None else f"{window['used']}/{window['limit']}"
+
+
+def _printable(text: str) -> str:
+    """A subject is what a caller sent: nothing in it may move the reader's terminal."""
+    return "".join(c if c.isprintable() else "?" for c in text)
+
+
+def _aligned(rows: list[list[str]]) -> list[str]:
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -1,0 +1,119 @@
+"""The limits files: read whole, and looked at again and again.
+
+Theory of operation
+    Every look reads every file. Contents are compared, not times or sizes: so an edit in place, a file renamed over
+    another, a file more or less in a folder and the kubelet's swap of a ConfigMap's `..data` link are all the same
+    to us, on any file system, and need no notification service. Limits files are small; a look costs some 0.1 ms.
+
+    A writer may be half done when we look, and half a file may well be a sound document. So a change counts once two
+    looks in a row, `SETTLE` apart, have seen the same.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from sluice.config.document import ProviderLimits, parse
+from sluice.config.merge import Configuration, merge
+from sluice.errors import InvalidDocument, Problem
+
+INTERVAL: Final = 0.25
+"""Seconds between two looks."""
+SETTLE: Final = 0.1
+"""Seconds that a change must hold still: together with `INTERVAL`, a good one is live well within a second."""
+SUFFIXES: Final = (".yaml", ".yml", ".json")
+LARGEST: Final = 4 * 1024 * 1024
+"""Bytes read of one file: more than the parser takes, so that it is the one to complain."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """What the files said at one look. Two readings are equal if nobody could tell them apart."""
+
+    texts: tuple[tuple[str, str], ...]
+    """`(file, its text)`, in the order of the command line, each folder's files sorted by name."""
+    problems: tuple[Problem, ...]
+    """Files that could not be read."""
+
+
+def read(paths: Sequence[Path]) -> Reading:
+    """Read files, and of folders every `*.yaml`, `*.yml` and `*.json` that is not hidden."""
+    texts: list[tuple[str, str]] = []
+    problems: list[Problem] = []
+    for path in paths:
+        try:
+            files = list(_files(path))
+        except OSError as error:
+            problems.append(Problem(str(path), "", "", f"cannot be read: {error.strerror or error}"))
+            continue
+        for file in files:
+            try:
+                with file.open("rb") as stream:
+                    texts.append((str(file), stream.read(LARGEST).decode("utf-8-sig")))
+            except OSError as error:
+                problems.append(Problem(str(file), "", "", f"cannot be read: {error.strerror or error}"))
+            except UnicodeDecodeError as error:
+                problems.append(Problem(str(file), "", "", f"is not UTF-8: byte {error.start + 1} cannot be read"))
+    return Reading(tuple(texts), tuple(problems))
+
+
+def configuration(reading: Reading) -> Configuration:
+    """What the files put in force together; raises `InvalidDocument` with every mistake of every file."""
+    problems = list(reading.problems)
+    documents: list[ProviderLimits] = []
+    for source, text in reading.texts:
+        try:
+            found = parse(text, source)
+        except InvalidDocument as error:
+            problems += error.problems
+            continue
+        if not found:
+            # A file that is emptied is more often a slip than a wish to lift every limit.
+            problems.append(Problem(source, "", "", "holds no document: write one, or remove the file"))
+        documents += found
+    if problems:
+        raise InvalidDocument(problems)
+    return merge(documents)
+
+
+class Watch:
+    """Tells each change of the files, once it has settled."""
+
+    def __init__(
+        self, paths: Sequence[Path], last: Reading, *, interval: float = INTERVAL, settle: float = SETTLE
+    ) -> None:
+        self._paths = tuple(paths)
+        self._last = last
+        self._interval = interval
+        self._settle = settle
+
+    async def change(self) -> Reading:
+        """Wait for the files to say something else than at the last change, and for them to hold still."""
+        while True:
+            await asyncio.sleep(self._interval)
+            reading = await self._look()
+            while reading != self._last:
+                await asyncio.sleep(self._settle)
+                before, reading = reading, await self._look()
+                if reading == before:
+                    self._last = reading
+                    return reading
+
+    async def _look(self) -> Reading:
+        # A file system may hang (a volume that is gone); calls must not.
+        return await asyncio.to_thread(read, self._paths)
+
+
+def _files(path: Path) -> Iterator[Path]:
+    """The file itself; of a folder, those in it that may hold limits. Raises `OSError`."""
+    if not path.is_dir():
+        yield path
+        return
+    for file in sorted(path.iterdir()):
+        # A mounted ConfigMap holds `..data` and its folders beside the links to its files.
+        if file.suffix in SUFFIXES and not file.name.startswith(".") and not file.is_dir():
+            yield file

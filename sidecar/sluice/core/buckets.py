@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sluice.core.keys import BucketKey
 from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
-from sluice.core.windows import NEVER, SlidingWindow
+from sluice.core.windows import MAX_AMOUNT, NEVER, SlidingWindow
 
 if TYPE_CHECKING:
     from sluice.core.permits import Waiter
@@ -25,6 +25,12 @@ class Demand(NamedTuple):
 
     def minus(self, other: Demand) -> Demand:
         return Demand(self.slots - other.slots, self.requests - other.requests, self.tokens - other.tokens)
+
+    def bounded(self) -> Demand:
+        """Every amount from 0 to `MAX_AMOUNT`, whatever a client wrote into its request."""
+        if min(self) >= 0 and max(self) <= MAX_AMOUNT:
+            return self
+        return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in self))
 
 
 NOTHING: Final = Demand(0, 0, 0)
@@ -134,7 +140,7 @@ class Bucket:
     def admits(self, now: int, demand: Demand) -> bool:
         """True if there is room now for the demand, and nobody waits for this bucket."""
         slots, requests, tokens = demand
-        if self.queue is not None or (slots and self.in_flight >= self.max_concurrent):
+        if self.queue is not None or (slots and self.in_flight + slots > self.max_concurrent):
             return False
         for window in self.windows:
             if now >= window.expires:
@@ -154,9 +160,8 @@ class Bucket:
     def obstacles(self, now: int, demand: Demand, ahead: Demand) -> list[Obstacle]:
         """Every cap without room now for the demand and for those ahead of it; the slot first."""
         found = []
-        taken = self.in_flight + ahead.slots
-        if demand.slots and taken >= self.max_concurrent:
-            clears = NEVER if self.max_concurrent == 0 else None
+        if demand.slots and self.in_flight + ahead.slots + demand.slots > self.max_concurrent:
+            clears = NEVER if demand.slots > self.max_concurrent else None
             found.append(Obstacle(Cap.MAX_CONCURRENT, self.max_concurrent, self.in_flight, demand.slots, clears))
         for window in self.windows:
             window.slide(now)

@@ -89,17 +89,14 @@ class Engine:
     # -- calls ---------------------------------------------------------------------------------------------------
 
     def acquire(self, call: Call, now: int) -> Permit | Refusal | Waiter:
-        """Admit the call, refuse it, or put it into the queue. Amounts above `MAX_AMOUNT` count as `MAX_AMOUNT`."""
+        """Admit the call, refuse it, or put it into the queue. Amounts count as if they were from 0 to `MAX_AMOUNT`."""
         with self._lock:
             now = self._advance_clock(now)
             if not call.applied:
                 self._totals.unlimited += 1
                 return Permit(self, "", call, (), now, 0)
-            demand = call.demand
-            if demand.tokens > MAX_AMOUNT or demand.requests > MAX_AMOUNT:
-                demand = demand._replace(
-                    tokens=min(demand.tokens, MAX_AMOUNT), requests=min(demand.requests, MAX_AMOUNT)
-                )
+            demand = call.demand.bounded()
+            if demand is not call.demand:
                 call = call._replace(demand=demand)
             buckets = tuple([self._bucket(applied) for applied in call.applied])
             for bucket in buckets:
@@ -363,14 +360,18 @@ class Engine:
         return None
 
     def _tell_shadow(self, waiter: Waiter, now: int) -> None:
-        for bucket, obstacle in self._obstacles(waiter, now, shadow=True):
-            reason = {None: Reason.NO_FREE_SLOT, NEVER: Reason.OVERSIZED_REQUEST}.get(
-                obstacle.clears_at, Reason.WOULD_EXCEED
-            )
-            after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
-            self._totals.would_reject += 1
-            bucket.rejected += 1
-            self._telemetry.would_reject(waiter.call, _refusal(reason, bucket, obstacle, after))
+        """Say once of a call what a limit in shadow mode had no room for: its worst obstacle."""
+        obstacles = self._obstacles(waiter, now, shadow=True)
+        if not obstacles:
+            return
+        bucket, obstacle = max(obstacles, key=lambda found: -1 if found[1].clears_at is None else found[1].clears_at)
+        reason = {None: Reason.NO_FREE_SLOT, NEVER: Reason.OVERSIZED_REQUEST}.get(
+            obstacle.clears_at, Reason.WOULD_EXCEED
+        )
+        after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
+        self._totals.would_reject += 1
+        bucket.rejected += 1
+        self._telemetry.would_reject(waiter.call, _refusal(reason, bucket, obstacle, after))
 
     def _stay(self, waiter: Waiter) -> None:
         """It goes on waiting, for room in the buckets it is blocked by."""

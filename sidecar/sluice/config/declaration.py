@@ -110,7 +110,7 @@ MATCH: Final = Object(
 
 
 def _has_a_cap(entry: dict[str, Tree]) -> Iterator[Mistake]:
-    if not any(cap in entry for cap in Cap):
+    if not any(cap in entry for cap in Cap) and _is_spelt(entry, ENTRY):
         yield Mistake("", "limits nothing: set at least one of " + ", ".join(Cap))
 
 
@@ -134,8 +134,8 @@ def _count(entry: dict[str, Tree], cap: Cap) -> int | None:
     return count if isinstance(count, int) and is_sound(COUNT, count) else None
 
 
-def _cap(what: str) -> Field:
-    return Field(COUNT, f"{what} Absent: no cap; 0 lets nothing through.", example="60")
+def _cap(what: str, example: int) -> Field:
+    return Field(COUNT, f"{what} Absent: no cap; 0 lets nothing through.", example=str(example))
 
 
 ENTRY: Final = Object(
@@ -149,13 +149,13 @@ ENTRY: Final = Object(
         "match": Field(
             MATCH, "Narrows the entry to some subjects or models. Absent: everybody, every model.", default={}
         ),
-        Cap.REQUESTS_PER_MINUTE: _cap("Calls in any 60 seconds."),
-        Cap.REQUESTS_PER_HOUR: _cap("Calls in any 60 minutes."),
-        Cap.REQUESTS_PER_DAY: _cap("Calls in any 24 hours."),
-        Cap.TOKENS_PER_MINUTE: _cap("Tokens, input and output together, in any 60 seconds."),
-        Cap.TOKENS_PER_HOUR: _cap("Tokens in any 60 minutes."),
-        Cap.TOKENS_PER_DAY: _cap("Tokens in any 24 hours."),
-        Cap.MAX_CONCURRENT: _cap("Calls in flight at the same time."),
+        Cap.REQUESTS_PER_MINUTE: _cap("Calls in any 60 seconds.", 60),
+        Cap.REQUESTS_PER_HOUR: _cap("Calls in any 60 minutes.", 1000),
+        Cap.REQUESTS_PER_DAY: _cap("Calls in any 24 hours.", 10000),
+        Cap.TOKENS_PER_MINUTE: _cap("Tokens, input and output together, in any 60 seconds.", 90000),
+        Cap.TOKENS_PER_HOUR: _cap("Tokens in any 60 minutes.", 1000000),
+        Cap.TOKENS_PER_DAY: _cap("Tokens in any 24 hours.", 5000000),
+        Cap.MAX_CONCURRENT: _cap("Calls in flight at the same time.", 3),
         "maxWait": Field(WAIT, "How long a call may wait for room before it is refused.", default="0s", example="10s"),
         "mode": Field(
             Word(tuple(Mode)),
@@ -173,16 +173,16 @@ ENTRY: Final = Object(
 
 def _is_complete(spec: dict[str, Tree]) -> Iterator[Mistake]:
     provider = spec.get("provider")
-    if isinstance(provider, str) and is_sound(PROVIDER, provider) and provider not in PROFILES:
-        for name in ("api", "upstream"):
-            if name not in spec:
-                known = ", ".join(PROFILES)
-                yield Mistake(name, f"is required: {provider} is not a built-in provider ({known})")
+    if not is_sound(PROVIDER, provider) or provider in PROFILES or not _is_spelt(spec, SPEC):
+        return
+    for name in ("api", "upstream"):
+        if name not in spec:
+            yield Mistake(name, f"is required: {provider} is not a built-in provider ({', '.join(PROFILES)})")
 
 
 def _scopes_have_a_source(spec: dict[str, Tree]) -> Iterator[Mistake]:
     entries = _entries(spec)
-    named = {entry["scope"] for _, entry in entries if "subject" in entry}
+    named = {entry["scope"] for _, entry in entries if "subject" in entry or not _is_spelt(entry, ENTRY)}
     for place, entry in entries:
         if entry["scope"] not in named:
             named.add(entry["scope"])
@@ -239,6 +239,11 @@ def _entries(spec: dict[str, Tree]) -> list[tuple[str, dict[str, Tree]]]:
     ]
 
 
+def _is_spelt(tree: dict[str, Tree], declared: Object) -> bool:
+    """True if every field is known. What seems to be missing may else be misspelt, and one mistake is said once."""
+    return tree.keys() <= declared.fields.keys()
+
+
 def _words(match: Tree, name: str) -> list[str]:
     words = match.get(name, []) if isinstance(match, dict) else []
     return [word for word in words if isinstance(word, str)] if isinstance(words, list) else []
@@ -273,7 +278,7 @@ SPEC: Final = Object(
         ),
         "failurePolicy": Field(
             Word(tuple(FailurePolicy)),
-            "What becomes of calls while the gate cannot decide.",
+            "What becomes of calls while the gate cannot decide: Allow lets them go on, uncounted; Deny refuses them.",
             default=FailurePolicy.ALLOW,
         ),
         "estimation": Field(ESTIMATION, "How the cost of a call is guessed before it is known.", default={}),

@@ -79,8 +79,9 @@ class Word:
 
     def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
         if not isinstance(tree, str) or tree not in self.words:
-            meant = _did_you_mean(tree, self.words) if isinstance(tree, str) else ""
-            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}{meant}")
+            meant = nearest(tree, self.words) if isinstance(tree, str) else None
+            hint = f"; did you mean {meant}?" if meant else ""
+            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}{hint}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,7 +196,13 @@ class Object:
         if not isinstance(tree, dict):
             yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}")
             return
-        yield from self._unknown(tree, path)
+        unknown = [name for name in tree if name not in self.fields]
+        meant = {name: nearest(name, self.fields) for name in unknown[:GUESSED]}
+        for name in unknown:
+            value = tree[name]
+            hint = f"did you mean {meant[name]}?" if meant.get(name) else f"known are {', '.join(self.fields)}"
+            message = value.why if isinstance(value, Refused) else f"unknown field; {hint}"
+            yield Mistake(join(path, shortened(name)), message)
         given = [name for name in self.fields if name in tree]
         if self.exactly_one and (len(given) > 1 or not tree):
             yield Mistake(
@@ -204,19 +211,11 @@ class Object:
         for name, field in self.fields.items():
             if name in tree:
                 yield from mistakes(field.type, tree[name], join(path, name))
-            elif field.required:
+            elif field.required and name not in meant.values():
                 yield Mistake(join(path, name), f"is required: {field.type.allowed}")
         for rule in self.rules:
             for mistake in rule.broken(tree):
                 yield Mistake(join(path, mistake.field), mistake.message)
-
-    def _unknown(self, tree: dict[str, Tree], path: str) -> Iterator[Mistake]:
-        unknown = [name for name in tree if name not in self.fields]
-        for count, name in enumerate(unknown):
-            meant = _did_you_mean(name, self.fields) if count < GUESSED else ""
-            yield Mistake(
-                join(path, shortened(name)), "unknown field" + (meant or f"; known are {', '.join(self.fields)}")
-            )
 
 
 Type: TypeAlias = Anything | Text | Word | AlwaysTrue | Integer | Duration | Sequence | Object
@@ -279,7 +278,8 @@ def shortened(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
-def _did_you_mean(name: str, known: Iterable[str]) -> str:
+def nearest(name: str, known: Iterable[str]) -> str | None:
+    """The known word that a word was most likely meant to be, if any is near."""
     by_lower_case = {word.lower(): word for word in known}
     close = difflib.get_close_matches(name.lower()[:SHOWN], by_lower_case, n=1)
-    return f"; did you mean {by_lower_case[close[0]]}?" if close else ""
+    return by_lower_case[close[0]] if close else None

@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from aiohttp import web
+
 from standin_dialects import CREATED, GEMINI_ARRAY, Dialect, Failure, openai_failure, route_of
 from standin_script import COUNT, Call, Json, Point, Script, call_of
 

@@ -25,6 +25,7 @@ from typing import Any, Final
 import aiohttp
 import anthropic
 import openai
+
 from standin import Ending, Point, Script, StandIn
 from tour_stage import KEY, Broken, Place, Screen, Whose, derived_limits, gate, loopback, sluice, soon
 

@@ -19,6 +19,7 @@ import aiohttp
 import anthropic
 import openai
 import yaml
+
 from standin import StandIn
 
 HERE: Final = Path(__file__).parent

@@ -23,6 +23,7 @@ from enum import StrEnum
 from typing import Final, Self
 
 from aiohttp import web
+
 from standin_dialects import CREATED, GEMINI_ARRAY, Dialect, Failure, openai_failure, route_of
 from standin_script import COUNT, Call, Json, Point, Script, call_of
 
@@ -54,6 +55,8 @@ class Seen:
     """In lower case."""
     values: Mapping[str, str]
     """Of the headers that `StandIn(keep=…)` names, which are in lower case here."""
+    arrived: float
+    """Seconds, by the event loop's clock."""
     ending: Ending = Ending.OPEN
 
 
@@ -133,7 +136,7 @@ class StandIn:
     async def _serve(self, request: web.Request) -> web.StreamResponse:
         names = frozenset(name.lower() for name in request.headers)
         values = {name: request.headers[name] for name in names & self._keep}
-        seen = Seen(request.method, request.path, names, values)
+        seen = Seen(request.method, request.path, names, values, asyncio.get_running_loop().time())
         self.seen.append(seen)
         number = len(self.seen)
         self.in_flight += 1

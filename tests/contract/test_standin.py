@@ -11,6 +11,7 @@ import aiohttp
 import anthropic
 import openai
 import pytest
+
 from standin import Ending, Point, Script, StandIn
 
 ASK: Any = [{"role": "user", "content": "How many tokens are in this sentence?"}]

@@ -110,8 +110,9 @@ class CallStream:
         if permit is None or self._facts is None:
             return
         del self._calls.streams[permit.lease]
-        # Where the body is watched, its end is seen; where it is not, only a cut is told.
-        complete = self._ended or not (self._cut or self._sees_body or self._status is None)
+        # Where the body is watched, its end is seen. Where it is not, a stream that just closes belongs to a whole
+        # answer that told no usage, or to an Envoy that died; cuts are told.
+        complete = self._ended or not (self._cut or self._sees_body)
         usage, seen = self._usage, 0
         if usage is not None:
             complete = True

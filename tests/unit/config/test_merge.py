@@ -111,8 +111,10 @@ def test_no_documents_are_a_configuration_that_limits_nothing() -> None:
         (
             lambda d: replace(d, limits=(limit(subject=TEAM, subjects=("bob",)),)),
             "spec.limits",
-            "reads the User from constant team-a, and ProviderLimits/openai in openai.yaml from header x-user-id: "
-            "use one source",
+            (
+                "reads the User from constant team-a, and ProviderLimits/openai in openai.yaml "
+                "from header x-user-id: use one source"
+            ),
         ),
         (
             lambda d: replace(d, limits=(limit(subjects=("bob",)), limit(subjects=("carol", "alice")))),

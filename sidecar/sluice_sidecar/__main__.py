@@ -101,7 +101,7 @@ def run(arguments: Sequence[str]) -> int:
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
-    print(text, file=stream, flush=True)  # noqa: T201 - a command talks to a person
+    print(text, file=stream, flush=True)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -232,7 +232,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         type=_checked(settings.address),
         default=settings.ADMIN,
         metavar="ADDRESS",
-        help="serve /healthz, /readyz, /status, /metrics there: IP:PORT, or a Unix socket's path (default: %(default)s)",
+        help="serve /healthz, /readyz, /status, /metrics there: IP:PORT, or a socket's path (default: %(default)s)",
     )
     envoy = parser.add_argument_group("Envoy")
     envoy.add_argument(

@@ -103,7 +103,7 @@ class Sidecar:
             calls = await self._start_envoy(stack, folder) if folder else "an Envoy that is started elsewhere"
             self._health.waiting_for = ""
             logger.info(
-                "ready: calls at %s, admin at %s, gRPC at %s; %s",
+                "ready: calls at %s, status at %s, gRPC at %s; %s",
                 calls, shown([admin]), shown([gate_socket, grpc]), in_force(self._configuration),
             )  # fmt: skip
             following = asyncio.create_task(self._follow(Watch(settings.files, reading)))
@@ -196,8 +196,10 @@ class Sidecar:
             return
         before = self._configuration
         self._put_in_force(configuration)
-        for line in diff(before, configuration):
-            logger.info("limits changed: %s", line)
+        changes = diff(before, configuration)
+        logger.info("the limits files have changed: %s; %d changes", in_force(configuration), len(changes))
+        for change in changes:
+            logger.info("changed: %s", change)
         if self._files is None:
             return
         try:
@@ -258,7 +260,7 @@ def in_force(configuration: Configuration) -> str:
     """A configuration in a few words."""
     limits = len(configuration.rules.rules)
     names = ", ".join(sorted(configuration.providers))
-    return f"{limits} limits for {names}" if names else "no limits"
+    return f"{limits} limit{'s' * (limits != 1)} for {names}" if names else "no limits"
 
 
 def _warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:

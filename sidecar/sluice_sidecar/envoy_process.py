@@ -30,6 +30,8 @@ POLL: Final = 0.05
 LAST_WORDS: Final = 5
 """Lines of Envoy's log that are told again when it has ended."""
 LONGEST_LINE: Final = 64 * 1024
+QUIET: Final = "misc:error"
+"""Envoy says of every message of `ai_protocol_manager` that it is work in progress; `docs/envoy.md` says why we use it."""
 _LEVELS: Final = {
     "[debug]": logging.DEBUG,
     "[info]": logging.INFO,
@@ -66,7 +68,7 @@ class EnvoyProcess:
             tether.__file__,
             str(os.getpid()),
             *(str(binary), "--config-path", str(bootstrap), "--disable-hot-restart"),
-            *("--log-level", "warning", "--log-format", "[%l] %v"),
+            *("--log-level", "warning", "--component-log-level", QUIET, "--log-format", "[%l] %v"),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,

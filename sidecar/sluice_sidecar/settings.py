@@ -103,7 +103,7 @@ def socket_path(text: str) -> Path:
     size = len(str(path).encode())
     if size > LONGEST_SOCKET_PATH:
         raise ValueError(
-            f"{path} has {size} bytes: the path of a Unix socket has at most {LONGEST_SOCKET_PATH}, choose a shorter one"
+            f"{path} has {size} bytes; a Unix socket's path has at most {LONGEST_SOCKET_PATH}: choose a shorter one"
         )
     return path
 
@@ -114,6 +114,13 @@ def duration(text: str) -> int:
     if nanoseconds is None:
         raise ValueError(f"{text!r} is not a duration: write 500ms, 2s, 1m30s or 1h")
     return nanoseconds
+
+
+def count(text: str) -> int:
+    """A number from 1 to a billion; raises `ValueError`."""
+    if not (text.isascii() and text.isdigit() and 1 <= int(text[:11]) <= 10**9):
+        raise ValueError(f"{text!r} is not a number from 1 to {10**9}")
+    return int(text)
 
 
 def header_names(text: str) -> tuple[str, ...]:

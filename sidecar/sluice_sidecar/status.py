@@ -158,23 +158,24 @@ def table(status: Mapping[str, Json]) -> str:
     narrowed = any("models" in bucket for bucket in buckets)
     head = ["PROVIDER", "SCOPE", "SUBJECT", *(["MODELS"] if narrowed else []), "IN-FLIGHT", "QUEUED"]
     rows = [[*head, *(_COLUMNS[cap] for cap in caps), "REJECTED"]]
-    for bucket in buckets:
-        rows.append(
-            [
-                bucket["provider"],
-                bucket["scope"],
-                _printable(bucket["subject"]) or '""',
-                *([",".join(bucket.get("models", [])) or "-"] if narrowed else []),
-                _used(bucket["inFlight"], bucket["maxConcurrent"]),
-                str(bucket["queued"]),
-                *(_window(bucket["windows"].get(cap)) for cap in caps),
-                str(bucket["rejected"]),
-            ]
-        )
+    rows += [_row(bucket, caps, narrowed=narrowed) for bucket in buckets]
     lines = _aligned(rows) if buckets else ["no call has met a limit yet"]
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
     return "\n".join([*lines, "", _totals(status["totals"]), *_configuration(status)])
+
+
+def _row(bucket: Mapping[str, Json], caps: Iterable[Cap], *, narrowed: bool) -> list[str]:
+    return [
+        bucket["provider"],
+        bucket["scope"],
+        _printable(bucket["subject"]) or '""',
+        *([",".join(bucket.get("models", [])) or "-"] if narrowed else []),
+        _used(bucket["inFlight"], bucket["maxConcurrent"]),
+        str(bucket["queued"]),
+        *(_window(bucket["windows"].get(cap)) for cap in caps),
+        str(bucket["rejected"]),
+    ]
 
 
 def _totals(totals: Mapping[str, int]) -> str:

@@ -1,7 +1,7 @@
 """Run a program that ends with its parent, even one that is killed: `python tether.py PARENT PROGRAM ARGUMENT...`.
 
 A script of its own, because the kernel keeps such a wish per process and across `exec`, while to voice it between
-`fork` and `exec` of a process with threads (gRPC's) is not safe. Where the kernel is not Linux it just runs the program.
+`fork` and `exec` of a process with threads (gRPC's) is not safe. On other systems than Linux the program just runs.
 """
 
 from __future__ import annotations

@@ -1,0 +1,323 @@
+"""The gate as a program: everything started in order, limits followed, and everything ended in order.
+
+Start. The gate serves before Envoy starts, because Envoy asks it from the first call on; `/readyz` says yes once
+both do. The builder of Envoy's files loads in a thread meanwhile.
+
+Change. The gate takes new limits first, then Envoy's files are written.
+
+End. The first SIGTERM or SIGINT makes `/readyz` say no and stops new connections; the calls under way, the ones
+that queue and their commits get the grace period. A second signal ends everything at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import secrets
+import shutil
+import signal
+import socket
+import tempfile
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import AsyncExitStack
+from dataclasses import replace
+from pathlib import Path
+from typing import Final
+
+from prometheus_client import CollectorRegistry, PlatformCollector, ProcessCollector
+
+from sluice.config.merge import Configuration, diff
+from sluice.config.types import SubjectKind
+from sluice.core.engine import Engine, EngineSettings
+from sluice.core.limits import SECOND
+from sluice.errors import InvalidDocument, Problem
+from sluice.usage.headers import HEADERS
+from sluice_sidecar import clock, watch
+from sluice_sidecar.admin import Admin
+from sluice_sidecar.envoy_files import EnvoyFiles
+from sluice_sidecar.envoy_process import EnvoyProcess, find
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.grpc_server import GrpcServer
+from sluice_sidecar.metrics import EventCounts, GateCollector
+from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
+from sluice_sidecar.status import Health
+from sluice_sidecar.watch import Reading, Watch
+
+logger = logging.getLogger(__name__)
+
+ENDING: Final = 2.5
+"""Seconds of the grace period, or a quarter of it, that are kept to end what serves no call any more."""
+BOOTSTRAP: Final = "bootstrap.json"
+POLL: Final = 0.1
+"""Seconds between two looks at whether the last call has ended."""
+
+
+class Sidecar:
+    """One gate, its servers and perhaps its Envoy. `run` it once."""
+
+    def __init__(self, settings: RunSettings, environ: Mapping[str, str]) -> None:
+        self._settings = settings
+        self._environ = environ
+        self._health = Health()
+        self._counts = EventCounts()
+        bounds = EngineSettings(lease=settings.lease, max_keys=settings.max_keys, name=f"{secrets.token_hex(4)}-")
+        self._engine = Engine(settings=bounds, telemetry=self._counts)
+        self._gate = Gate(self._engine, clock.now)
+        self._configuration = watch.configuration(Reading((), ()))
+        self._files: EnvoyFiles | None = None
+        self._envoy: EnvoyProcess | None = None
+
+    async def run(self) -> int:
+        """Serve until a signal, then drain. Returns the exit code.
+
+        Raises `InvalidDocument` if the limits are bad at the start, and `Failed` if anything else goes wrong.
+        """
+        signals = _Signals()
+        serving = asyncio.create_task(self._serve())
+        stop = asyncio.create_task(signals.first.wait())
+        await asyncio.wait({serving, stop}, return_when=asyncio.FIRST_COMPLETED)
+        stop.cancel()
+        code = 0
+        if not serving.done():
+            code = await self._drain(signals.second)
+            serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+        return code
+
+    async def _serve(self) -> None:
+        """Start everything, follow the limits, and end everything when cancelled."""
+        settings = self._settings
+        reading = await asyncio.to_thread(watch.read, settings.files)
+        self._put_in_force(await asyncio.to_thread(watch.configuration, reading))
+        async with AsyncExitStack() as stack:
+            folder = stack.enter_context(_private_folder()) if settings.envoy else None
+            gate_socket = settings.socket or (folder / "gate.sock" if folder else None)
+            self._files = self._envoys_files(gate_socket, folder)
+            preparing = asyncio.create_task(asyncio.to_thread(self._prepare_envoy, folder))
+            grpc = await self._serve_grpc(stack, gate_socket)
+            admin = await self._serve_admin(stack)
+            self._health.waiting_for = "Envoy"
+            await preparing
+            calls = await self._start_envoy(stack, folder) if folder else "an Envoy that is started elsewhere"
+            self._health.waiting_for = ""
+            logger.info(
+                "ready: calls at %s, status at %s, gRPC at %s; %s",
+                calls, shown([admin]), shown([gate_socket, grpc]), in_force(self._configuration),
+            )  # fmt: skip
+            following = asyncio.create_task(self._follow(Watch(settings.files, reading)))
+            stack.callback(following.cancel)
+            if self._envoy is None:
+                await following
+            else:
+                raise Failed(await self._envoy.ended())
+
+    # -- start ---------------------------------------------------------------------------------------------------
+
+    def _envoys_files(self, gate_socket: Path | None, folder: Path | None) -> EnvoyFiles | None:
+        settings = self._settings
+        gate = gate_socket or settings.grpc
+        xds = settings.xds or (folder / "xds" if folder else None)
+        if xds is None or gate is None:
+            return None
+        admin = (folder or xds) / "admin.sock"
+        return EnvoyFiles(gate, admin, settings.listen, xds, settings.usage_headers)
+
+    def _prepare_envoy(self, folder: Path | None) -> None:
+        """Write what Envoy reads as it starts; blocks."""
+        if self._files is None:
+            return
+        try:
+            self._files.write(self._configuration)
+            if folder is not None:
+                (folder / BOOTSTRAP).write_text(self._files.bootstrap(self._configuration))
+        except OSError as error:
+            raise Failed(f"Envoy's files cannot be written: {error}") from error
+
+    async def _serve_grpc(self, stack: AsyncExitStack, gate_socket: Path | None) -> TcpAddress | None:
+        address = self._settings.grpc
+        if gate_socket is not None:
+            _claim(gate_socket)
+        if address is not None and not address.is_loopback:
+            logger.warning("whoever reaches %s can take and end permits: keep it to Envoy by a network policy", address)
+        self._gate.start()
+        stack.push_async_callback(self._gate.close)
+        total, *others = HEADERS.provider_total
+        names = (*self._settings.usage_headers, *total)
+        server = GrpcServer(self._gate, replace(HEADERS, provider_total=(names, *others)))
+        try:
+            port = await server.start(
+                socket=None if gate_socket is None else str(gate_socket),
+                address=None if address is None else str(address),
+            )
+        except RuntimeError as error:
+            raise Failed(f"cannot serve gRPC at {shown([gate_socket, address])}: is it in use?") from error
+        stack.push_async_callback(server.stop, 0.5)
+        return None if address is None else replace(address, port=port)
+
+    async def _serve_admin(self, stack: AsyncExitStack) -> Address:
+        registry = CollectorRegistry()
+        registry.register(GateCollector(self._counts, self._engine.totals, self._health))
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+        if isinstance(self._settings.admin, Path):
+            _claim(self._settings.admin)
+        admin = Admin(self._health, lambda: self._engine.snapshot(clock.now()), registry)
+        address = await admin.start(self._settings.admin)
+        stack.push_async_callback(admin.stop)
+        return address
+
+    async def _start_envoy(self, stack: AsyncExitStack, folder: Path) -> str:
+        """Returns where it takes calls."""
+        assert self._files is not None  # noqa: S101 - for the type checker: a folder comes with files
+        binary = find(self._settings.envoy_binary)
+        envoy = await EnvoyProcess.start(binary, folder / BOOTSTRAP, self._files.admin)
+        stack.push_async_callback(envoy.stop, 1.0)
+        await envoy.wait_until_live()
+        self._envoy = envoy
+        return " and ".join(await envoy.listening())
+
+    # -- change --------------------------------------------------------------------------------------------------
+
+    async def _follow(self, files: Watch) -> None:
+        while True:
+            reading = await files.change()
+            try:
+                await self._change(reading)
+            except Exception:
+                logger.exception("a change of the limits could not be put in force")
+
+    async def _change(self, reading: Reading) -> None:
+        try:
+            configuration = await asyncio.to_thread(watch.configuration, reading)
+        except InvalidDocument as error:
+            self._turn_down(error.problems)
+            return
+        before = self._configuration
+        self._put_in_force(configuration)
+        changes = diff(before, configuration)
+        logger.info("the limits files have changed: %s; %d changes", in_force(configuration), len(changes))
+        for change in changes:
+            logger.info("changed: %s", change)
+        if self._files is None:
+            return
+        try:
+            await asyncio.to_thread(self._files.write, configuration)
+        except OSError as error:
+            place = str(self._files.folder)
+            self._turn_down([Problem(place, "", "", f"Envoy keeps its routes: its files cannot be written: {error}")])
+
+    def _put_in_force(self, configuration: Configuration) -> None:
+        self._gate.apply(configuration, self._environ)
+        self._configuration = configuration
+        self._health.loaded(clock.wall())
+        for line in _warnings(configuration, self._environ):
+            logger.warning("%s", line)
+
+    def _turn_down(self, problems: Iterable[Problem]) -> None:
+        self._health.turned_down(problems)
+        logger.error("the limits files have mistakes; what was in force stays")
+        for problem in self._health.problems:
+            logger.error("%s", problem)
+
+    # -- end -----------------------------------------------------------------------------------------------------
+
+    async def _drain(self, hurry: asyncio.Event) -> int:
+        """Let the calls end, as long as the grace period lasts or until told to hurry. Returns the exit code."""
+        was_ready, self._health.waiting_for = self._health.is_ready, "its end: it was told to stop"
+        if not was_ready:
+            return 0
+        grace = self._settings.grace / SECOND
+        logger.info("stopping: calls have %g s to end", grace)
+        idle = asyncio.create_task(self._until_idle())
+        hurried = asyncio.create_task(hurry.wait())
+        patience = grace - min(ENDING, grace / 4)
+        await asyncio.wait({idle, hurried}, timeout=patience, return_when=asyncio.FIRST_COMPLETED)
+        left = 0 if idle.done() else await self._calls()
+        idle.cancel()
+        hurried.cancel()
+        if left:
+            logger.warning("%d calls are cut; those that had begun keep their estimates", left)
+        else:
+            logger.info("every call has ended")
+        return 1 if hurry.is_set() and left else 0
+
+    async def _until_idle(self) -> None:
+        if self._envoy is not None:
+            with contextlib.suppress(OSError):  # it has ended: so have its calls
+                await self._envoy.drain()
+        while await self._calls():  # noqa: ASYNC110 - Envoy tells of its calls only when asked
+            await asyncio.sleep(POLL)
+
+    async def _calls(self) -> int:
+        """Calls under way or queued: what Envoy knows of covers those that nothing limits, too."""
+        totals = self._engine.totals()
+        return max(totals.in_flight + totals.queued, 0 if self._envoy is None else await self._envoy.calls())
+
+
+def in_force(configuration: Configuration) -> str:
+    """A configuration in a few words."""
+    limits = len(configuration.rules.rules)
+    names = ", ".join(sorted(configuration.providers))
+    return f"{limits} limit{'s' * (limits != 1)} for {names}" if names else "no limits"
+
+
+def _warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
+    """What is allowed and hardly meant."""
+    if not configuration.rules.rules:
+        yield "no limits are in force: there is no document"
+    for provider in configuration.providers.values():
+        for scope, source in provider.subjects.items():
+            if source.kind is SubjectKind.ENV and not environ.get(source.value):
+                yield (
+                    f"{provider.name}: the {scope} is to be read from the variable {source.value}, which is not set: "
+                    "all calls share the bucket of callers without a name"
+                )
+
+
+def _claim(path: Path) -> None:
+    """Make sure that a Unix socket can be served at the path; raises `Failed`.
+
+    What a gate that was killed left there is taken over, but not from one that still answers.
+    """
+    if not path.parent.is_dir():
+        raise Failed(f"{path}: there is no folder {path.parent}")
+    if not path.exists():
+        return
+    if not path.is_socket():
+        raise Failed(f"{path}: is there already, and is no socket")
+    with socket.socket(socket.AF_UNIX) as probe:
+        try:
+            probe.connect(str(path))
+        except OSError:
+            path.unlink(missing_ok=True)
+            return
+    raise Failed(f"{path}: another program serves there")
+
+
+@contextlib.contextmanager
+def _private_folder() -> Iterator[Path]:
+    """A folder that only this user may enter, for Envoy's files and sockets; removed in the end."""
+    folder = Path(tempfile.mkdtemp(prefix="sluice-"))
+    try:
+        try:
+            socket_path(str(folder / "admin.sock"))
+        except ValueError as error:
+            raise Failed(f"{error}, by setting TMPDIR") from None
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+class _Signals:
+    """SIGTERM and SIGINT, counted."""
+
+    def __init__(self) -> None:
+        self.first = asyncio.Event()
+        self.second = asyncio.Event()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            asyncio.get_running_loop().add_signal_handler(number, self._tell)
+
+    def _tell(self) -> None:
+        (self.second if self.first.is_set() else self.first).set()

@@ -26,8 +26,8 @@ UNDECLARED_SHARE: Final = 4
 OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """A request may set several, and which one its provider heeds differs: the largest is the safe one."""
 
-# Plain integers, and what Envoy makes of a JSON number with a fraction or an exponent: `1e9` arrives as `1e+09`.
-_NUMBER: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?(?:[eE]\+?[0-9]{1,2})?")
+# Envoy 1.40 hands on `16` as it is, and a JSON number with a fraction or an exponent as `16.000000`.
+_NUMBER: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
 class Estimate(NamedTuple):

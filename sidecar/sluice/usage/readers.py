@@ -66,7 +66,7 @@ class _Shape:
     usage: tuple[tuple[str, ...], ...]
     """The paths of usage objects, in a JSON body and in the events of a stream."""
     stop: re.Pattern[bytes]
-    """What stands in an event once the model has stopped: the usage in that event, or in a later one, is final."""
+    """What stands in an event when the model has stopped: once it is complete, usage in it or after it is final."""
     body_output: re.Pattern[bytes]
     """The output in a JSON body."""
     event_output: tuple[tuple[bytes, re.Pattern[bytes]], ...]
@@ -147,11 +147,12 @@ class SseReader:
         self._tally = Tally(RULES[api])
         self._splitter = EventSplitter(self._add, self._end_event)
         self.seen_output = 0
-        # The mutable state: the event that has begun.
+        # The mutable state: whether the model has stopped, and the event that has begun.
+        self._stopped = False
         self._held = bytearray()  # its data so far
         self._scanner: JsonScanner | None = None  # once it is over MAX_EVENT: its data goes here instead
         self._last = b""  # the end of the data that went there
-        self._stopped = False
+        self._stopping = False  # the data that went there says that the model has stopped
 
     @property
     def usage(self) -> Usage | None:
@@ -177,27 +178,32 @@ class SseReader:
             self._held.clear()
         self._scanner.feed(data)
         window = self._last + data
-        self._notice_stop(window)
+        self._stopping = self._stopping or self._says_stop(window)
         self._last = window[-_OVERLAP:]
 
     def _end_event(self) -> None:
-        if self._scanner is None:
+        if self._held:
             self._read_event(bytes(self._held))
-        self._scanner = None
-        self._last = b""
-        self._held.clear()
+            self._held.clear()
+        elif self._scanner is not None:
+            self._stopped = self._stopped or (self._stopping and self._scanner.done)
+            self._scanner = None
+            self._last = b""
+            self._stopping = False
 
     def _read_event(self, event: bytes) -> None:
-        if _USAGE.search(event):
-            JsonScanner(self._shape.usage, self._found).feed(event)
-        self._notice_stop(event)
+        stopping = self._says_stop(event)
+        if stopping or _USAGE.search(event):
+            scanner = JsonScanner(self._shape.usage, self._found)
+            scanner.feed(event)
+            self._stopped = self._stopped or (stopping and scanner.done)
         for kind, output in self._shape.event_output:
             if kind in event:
                 self.seen_output += _characters(output, event)
                 break
 
-    def _notice_stop(self, data: bytes) -> None:
-        self._stopped = self._stopped or self._shape.stop.search(data) is not None
+    def _says_stop(self, data: bytes) -> bool:
+        return self._shape.stop.search(data) is not None
 
     def _found(self, value: bytes) -> None:
         self._tally.add(_decode(value))

@@ -43,26 +43,26 @@ def settle(
     usage: Usage | None,
     estimate: Estimate,
     *,
-    complete: bool,
+    ended: bool,
     seen_output: int = 0,
 ) -> Settlement:
-    """Judge a call that has ended.
+    """Judge a call that is over.
 
     `status` is the response's status code, None if no response headers were seen; an informational one (1xx) is judged
-    like 2xx, for what follows it may have cost tokens. `complete` says that `usage` can no longer change: the response
-    came to its end, or told its usage in its headers, or its reader found it complete. `seen_output` is the number of
-    characters of output seen.
+    like 2xx, for what would have followed it may have cost tokens. `ended` says that the response came to its end, and
+    was not broken off. `seen_output` is the number of characters of output that were seen.
 
-    A partial usage never lowers the charge: some of it is unknown, so the estimate stands unless the rest exceeds it.
-    What was seen is not bounded by the estimate, for the estimate may have been too low.
+    A usage that is not partial is the provider's last word, so it is committed even if the client left after it.
+    A partial one never lowers the charge: the estimate stands unless the part that is known exceeds it. What was seen
+    is not bounded by the estimate, which may have been too low.
     """
     if status is not None and status >= FIRST_REFUNDED_STATUS:
         return Settlement(0, Ending.REFUNDED)
-    if complete and usage is not None and not usage.partial:
+    if usage is not None and not usage.partial:
         return Settlement(usage.total, Ending.COMMITTED)
     told = usage.total if usage is not None else 0
     shown = estimate.input_tokens - (-seen_output // BYTES_PER_TOKEN)
     seen = min(max(told, shown, 1), MAX_COUNT)
-    if complete:
-        return Settlement(seen if seen > estimate.total else None, Ending.ESTIMATED)
-    return Settlement(seen, Ending.CUT)
+    if not ended:
+        return Settlement(seen, Ending.CUT)
+    return Settlement(seen if seen > estimate.total else None, Ending.ESTIMATED)

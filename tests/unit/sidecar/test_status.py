@@ -1,0 +1,237 @@
+"""`/status` as JSON and as a table."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from sluice.core.buckets import Demand
+from sluice.core.engine import Engine, EngineSettings
+from sluice.core.keys import Scope
+from sluice.core.limits import SECOND, Limits, Mode
+from sluice.core.permits import Call, Permit
+from sluice.core.rules import Rule, RuleBook
+from sluice.errors import Problem
+from sluice_sidecar import status
+from sluice_sidecar.status import Health, Selection
+
+BOOK = RuleBook(
+    (
+        Rule("openai", Scope.USER, Limits(requests_per_minute=4, tokens_per_minute=100, max_concurrent=2)),
+        Rule("openai", Scope.ORG, Limits(tokens_per_day=1000), (), ("gpt-5*", "o4")),
+        Rule("anthropic", Scope.PROJECT, Limits(max_concurrent=0)),
+    )
+)
+
+
+@pytest.fixture
+def engine() -> Engine:
+    return Engine(BOOK, EngineSettings(max_keys=1000))
+
+
+def admit(engine: Engine, user: str, tokens: int, *, now: int = 0, model: str = "m") -> Permit:
+    call = Call(engine.rules.match("openai", {Scope.USER: user, Scope.ORG: "acme"}, model), Demand(1, 1, tokens))
+    permit = engine.acquire(call, now)
+    assert isinstance(permit, Permit)
+    return permit
+
+
+def document(
+    engine: Engine, now: int = 0, health: Health | None = None, select: Selection | None = None
+) -> dict[str, Any]:
+    return status.document(health or Health(), engine.snapshot(now), select)
+
+
+def subjects(answer: dict[str, Any]) -> list[str]:
+    return [bucket["subject"] for bucket in answer["buckets"]]
+
+
+def test_a_bucket_is_told_with_every_window_by_the_name_of_its_cap(engine: Engine) -> None:
+    admit(engine, "alice", 30)
+    permit = admit(engine, "alice", 40, now=SECOND)
+    permit.commit_tokens(25, SECOND)
+    permit.release(SECOND)
+
+    assert document(engine, now=2 * SECOND)["buckets"] == [
+        {
+            "provider": "openai",
+            "scope": "User",
+            "subject": "alice",
+            "inFlight": 1,
+            "queued": 0,
+            "maxConcurrent": 2,
+            "admitted": 2,
+            "rejected": 0,
+            "windows": {
+                "requestsPerMinute": {"limit": 4, "used": 2, "remaining": 2, "resetSeconds": 60.0},
+                "tokensPerMinute": {"limit": 100, "used": 55, "remaining": 45, "resetSeconds": 60.0},
+            },
+        }
+    ]
+
+
+def test_a_limit_for_some_models_says_which(engine: Engine) -> None:
+    admit(engine, "alice", 1, model="gpt-5-mini")
+
+    told = {bucket["scope"]: bucket.get("models") for bucket in document(engine)["buckets"]}
+
+    assert told == {"User": None, "Org": ["gpt-5*", "o4"]}
+
+
+def test_totals_hold_the_ledger(engine: Engine) -> None:
+    committed, left_alone = admit(engine, "alice", 30), admit(engine, "bob", 40)
+    committed.commit_tokens(25, 0)
+    committed.release(0)
+    left_alone.release(0)
+    admit(engine, "carol", 10)
+
+    totals = document(engine)["totals"]
+
+    assert (
+        totals["admitted"] == totals["committed"] + totals["estimated"] + totals["refunded"] + totals["inFlight"] == 3
+    )
+    assert (totals["committedTokens"], totals["estimatedTokens"]) == (25, 40)
+    assert {"rejected", "queued", "expiredPermits", "unlimited", "wouldReject"} <= totals.keys()
+
+
+@pytest.mark.parametrize(
+    ("select", "expected"),
+    [
+        (Selection(provider="openai"), ["acme", "alice", "bob"]),
+        (Selection(provider="nobody"), []),
+        (Selection(scope="Org"), ["acme"]),
+        (Selection(subject="alice"), ["alice"]),
+        (Selection("openai", "User", "bob"), ["bob"]),
+    ],
+)
+def test_buckets_are_selected_and_totals_are_not(engine: Engine, select: Selection, expected: list[str]) -> None:
+    for user in ("alice", "bob"):
+        admit(engine, user, 1, model="o4")
+
+    answer = document(engine, select=select)
+
+    assert sorted(subjects(answer)) == expected
+    assert answer["totals"]["admitted"] == 2
+
+
+def test_the_fullest_buckets_come_first(engine: Engine) -> None:
+    for user, tokens in (("low", 1), ("high", 90), ("middle", 60)):
+        admit(engine, user, tokens).release(0)
+
+    assert subjects(document(engine)) == ["high", "middle", "low"]
+
+
+def test_of_many_buckets_the_fullest_thousand_are_told_and_the_rest_is_counted() -> None:
+    engine = Engine(BOOK, EngineSettings(max_keys=2000))
+    for number in range(1005):
+        admit(engine, f"user-{number}", 90 if number == 1004 else 1).release(0)
+
+    answer = document(engine)
+
+    assert (len(answer["buckets"]), answer["bucketsOmitted"]) == (1000, 5)
+    assert subjects(answer)[0] == "user-1004"
+
+
+def test_callers_without_a_name_and_the_overflow_are_told_apart() -> None:
+    engine = Engine(BOOK, EngineSettings(max_keys=1))
+    admit(engine, "", 1)
+    admit(engine, "one too many", 1)
+
+    answer = document(engine)
+
+    assert sorted(subjects(answer)) == ["", "(overflow)"]
+    assert subjects(document(engine, select=Selection(subject=""))) == [""]
+    assert subjects(document(engine, select=Selection(subject="(overflow)"))) == ["(overflow)"]
+
+
+def test_the_configuration_is_told_with_what_is_wrong() -> None:
+    health = Health(waiting_for="")
+    health.loaded(1769860800.0)
+    health.turned_down([Problem("limits.yaml", "document 1", "spec", "is missing")])
+
+    answer = document(Engine(), health=health)
+
+    assert answer["ready"] is True
+    assert answer["configuration"] == {
+        "generation": 1,
+        "loadedAt": "2026-01-31T12:00:00.000Z",
+        "problems": [{"source": "limits.yaml", "document": "document 1", "field": "spec", "message": "is missing"}],
+    }
+
+
+def test_a_good_configuration_ends_the_problems() -> None:
+    health = Health()
+    health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
+    health.loaded(1.0)
+
+    assert (health.generation, health.rejected, health.problems) == (1, 1, ())
+
+
+def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine: Engine) -> None:
+    health = Health(waiting_for="")
+    health.loaded(1769860800.0)
+    permit = admit(engine, "alice", 30)
+    permit.commit_tokens(25, 0)
+    admit(engine, "bob", 90)
+
+    totals = (
+        "calls: 2 admitted, 0 rejected, 2 in flight, 0 queued, 0 unlimited; "
+        "tokens: 25 committed, 0 estimated; 0 permits expired"
+    )
+    assert status.table(document(engine, health=health)).splitlines() == [
+        "PROVIDER  SCOPE  SUBJECT  IN-FLIGHT  QUEUED  RPM  TPM     REJECTED",
+        "openai    User   bob      1/2        0       1/4  90/100  0",
+        "openai    User   alice    1/2        0       1/4  25/100  0",
+        "",
+        totals,
+        "ready; configuration 1 since 2026-01-31T12:00:00.000Z",
+    ]
+
+
+def test_the_table_shows_models_and_longer_windows_only_where_there_are_any(engine: Engine) -> None:
+    admit(engine, "alice", 1, model="o4")
+
+    header, *rows = status.table(document(engine)).splitlines()[:3]
+
+    assert header.split() == [
+        "PROVIDER",
+        "SCOPE",
+        "SUBJECT",
+        "MODELS",
+        "IN-FLIGHT",
+        "QUEUED",
+        "RPM",
+        "TPM",
+        "TPD",
+        "REJECTED",
+    ]
+    assert sorted(row.split() for row in rows) == [
+        ["openai", "Org", "acme", "gpt-5*,o4", "1", "0", "-", "-", "1/1000", "0"],
+        ["openai", "User", "alice", "-", "1/2", "0", "1/4", "1/100", "-", "0"],
+    ]
+
+
+def test_the_table_says_what_a_shadow_limit_would_have_refused() -> None:
+    limits = Limits(requests_per_minute=0, mode=Mode.SHADOW)
+    engine = Engine(RuleBook((Rule("openai", Scope.USER, limits),)))
+    admit(engine, "alice", 1)
+
+    assert "1 admitted, 0 rejected, 1 would have been," in status.table(document(engine))
+
+
+def test_a_subject_cannot_move_the_reader_s_terminal(engine: Engine) -> None:
+    admit(engine, "\x1b[2Jx\u202e", 1)
+
+    assert "?[2Jx?" in status.table(document(engine))
+
+
+def test_the_table_says_so_when_there_is_nothing_to_show_or_something_wrong() -> None:
+    health = Health()
+    health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
+
+    text = status.table(document(Engine(), health=health))
+
+    assert text.startswith("no call has met a limit yet\n")
+    assert "not ready" in text
+    assert text.endswith("\n  limits.yaml: is not YAML")

@@ -267,7 +267,9 @@ class Engine:
 
     def _refresh(self, bucket: Bucket) -> None:
         limits = self.rules.limits_of(bucket.key)
-        if bucket.limits is not limits and bucket.key.subject != OVERFLOW:
+        if limits.is_unset and bucket.key.subject == OVERFLOW:
+            return  # nothing limits everybody: those of the last newcomer stay
+        if bucket.limits is not limits:
             bucket.apply(limits)
 
     def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int) -> Permit:
@@ -311,7 +313,7 @@ class Engine:
         return waiter
 
     def _reconsider(self, waiter: Waiter, now: int) -> Iterable[Bucket]:
-        """Settle a waiting call if it can be settled now. Returns the buckets in which it gives way to those behind it."""
+        """Settle a waiting call if it can be settled now. Returns the buckets where it lets those behind it pass."""
         verdict = self._verdict(waiter, now)
         if verdict is None:
             return self._stay(waiter)

@@ -1,5 +1,7 @@
 """What the engine's tests share: a gate that remembers what it told, outcomes by name, and books that must balance."""
 
+# ruff: noqa: SLF001 - that a refusal leaves no trace is a statement about all that the engine holds
+
 from __future__ import annotations
 
 from typing import Any, NamedTuple
@@ -134,7 +136,7 @@ def everything(engine: Engine, now: int) -> dict[str, Any]:
     counted = {name: getattr(totals, name) for name in totals.__slots__ if "reject" not in name}
     buckets = {key: _contents(bucket) for key, bucket in engine._buckets.items() if bucket.admitted or bucket.queue}
     held = {
-        "waiting": engine._waiting,
+        "waiting": tuple(engine._waiters),
         "in flight": engine._in_flight,
         "unclaimed": tuple(engine._unclaimed),
         "expired": tuple(engine._expired),
@@ -165,7 +167,7 @@ def unsettled(engine: Engine, permits: list[Permit]) -> dict[BucketKey, int]:
 
 
 def assert_balanced(engine: Engine, permits: list[Permit], now: int) -> None:
-    """In every bucket: admitted = committed + estimated + refunded + unsettled; and the totals agree with the permits."""
+    """In every bucket: admitted = committed + estimated + refunded + unsettled; and the totals say the same."""
     open_calls = unsettled(engine, permits)
     snapshot = engine.snapshot(now)
     for bucket in snapshot.buckets:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, insort
+from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sluice.core.keys import BucketKey
@@ -28,7 +28,8 @@ class Demand(NamedTuple):
 
     def bounded(self) -> Demand:
         """Every amount from 0 to `MAX_AMOUNT`, whatever a client wrote into its request."""
-        if min(self) >= 0 and max(self) <= MAX_AMOUNT:
+        slots, requests, tokens = self
+        if 0 <= slots <= MAX_AMOUNT and 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT:
             return self
         return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in self))
 
@@ -48,50 +49,62 @@ class Obstacle(NamedTuple):
 
 
 class Queue:
-    """The calls that wait and touch one bucket, in order of arrival (tickets only grow)."""
+    """The calls that wait and touch one bucket, in order of arrival (tickets only grow).
 
-    __slots__ = ("blocked", "demand", "waiters")
+    From a later call is kept back what is asked for by those that found no room in this very bucket, so that none
+    of them is overtaken here; and by the first of all, wherever it is blocked, so that a call that needs room in
+    several buckets gets it in the end. The others wait for another bucket and hold up nobody here meanwhile.
+    """
+
+    __slots__ = ("_sums", "all_take_slots", "blocked", "waiters")
 
     def __init__(self) -> None:
         self.waiters: dict[int, Waiter] = {}
-        """All of them: what they ask for is kept back from whoever comes later."""
-        self.demand = NOTHING
-        """What they ask together."""
+        """All of them."""
         self.blocked: list[int] = []
-        """Tickets, ascending, of those that found no room in this very bucket: only they profit from room here."""
+        """Tickets, ascending, of those that found no room here: only they profit from room here."""
+        self.all_take_slots = True
+        """True if who stands behind one that waits for a slot waits for one too."""
+        self._sums = [NOTHING]
+        """`_sums[i] - _sums[0]` is what the first i of the blocked ask together; as far as it was needed yet."""
 
     def join(self, waiter: Waiter) -> None:
         self.waiters[waiter.ticket] = waiter
-        self.demand = self.demand.plus(waiter.call.demand)
+        self.all_take_slots = self.all_take_slots and waiter.call.demand.slots > 0
 
     def leave(self, waiter: Waiter) -> None:
-        del self.waiters[waiter.ticket]
-        self.demand = self.demand.minus(waiter.call.demand)
         self.unblock(waiter.ticket)
+        del self.waiters[waiter.ticket]
 
     def block(self, ticket: int) -> None:
         at = bisect_left(self.blocked, ticket)
         if at == len(self.blocked) or self.blocked[at] != ticket:
-            insort(self.blocked, ticket)
+            self.blocked.insert(at, ticket)
+            del self._sums[at + 1 :]
 
-    def unblock(self, ticket: int) -> None:
+    def unblock(self, ticket: int) -> bool:
+        """True if it was blocked here until now."""
         at = bisect_left(self.blocked, ticket)
-        if at < len(self.blocked) and self.blocked[at] == ticket:
-            del self.blocked[at]
+        if at == len(self.blocked) or self.blocked[at] != ticket:
+            return False
+        del self.blocked[at]
+        if at == 0 and len(self._sums) > 1:
+            del self._sums[0]  # the usual case, and what follows stays right
+        else:
+            del self._sums[at + 1 :]
+        return True
 
-    def demand_before(self, ticket: int) -> Demand:
-        """What those with an earlier ticket ask together."""
-        if not self.waiters or ticket > next(reversed(self.waiters)):
-            return self.demand
-        slots = requests = tokens = 0
-        for other, waiter in self.waiters.items():
-            if other >= ticket:
-                break
-            demand = waiter.call.demand
-            slots += demand.slots
-            requests += demand.requests
-            tokens += demand.tokens
-        return Demand(slots, requests, tokens)
+    def kept_back(self, ticket: int) -> Demand:
+        """What a call with that ticket finds kept back for those before it."""
+        at = bisect_left(self.blocked, ticket)
+        sums = self._sums
+        while len(sums) <= at:
+            sums.append(sums[-1].plus(self.waiters[self.blocked[len(sums) - 1]].call.demand))
+        demand = sums[at].minus(sums[0])
+        first = next(iter(self.waiters), ticket)
+        if first < ticket and (not self.blocked or self.blocked[0] != first):
+            demand = demand.plus(self.waiters[first].call.demand)
+        return demand
 
 
 class Bucket:
@@ -121,15 +134,15 @@ class Bucket:
         self.apply(limits)
 
     def apply(self, limits: Limits) -> None:
-        """Put new limits in force. Periods that stay capped keep their counts; a newly capped one starts empty."""
-        kept = {window.length: window for window in self.windows}
-        windows = []
+        """Put new limits in force. A period that was ever capped goes on counting; a newly capped one starts empty."""
+        windows = {window.length: window for window in self.windows}
+        for window in self.windows:
+            window.request_cap = window.token_cap = NEVER
         for length, request_cap, token_cap in limits.periods:
-            window = kept.get(length) or SlidingWindow(length)
+            window = windows.get(length) or windows.setdefault(length, SlidingWindow(length))
             window.request_cap = NEVER if request_cap is None else request_cap
             window.token_cap = NEVER if token_cap is None else token_cap
-            windows.append(window)
-        self.windows = tuple(windows)
+        self.windows = tuple(windows[length] for length in sorted(windows))
         self.limits = limits
         self.max_concurrent = NEVER if limits.max_concurrent is None else limits.max_concurrent
 
@@ -170,9 +183,9 @@ class Bucket:
                 found.append(obstacle)
         return found
 
-    def demand_before(self, ticket: int) -> Demand:
-        """What the waiting calls with an earlier ticket ask together."""
-        return NOTHING if self.queue is None else self.queue.demand_before(ticket)
+    def kept_back(self, ticket: int) -> Demand:
+        """What a call with that ticket finds kept back here for those before it."""
+        return NOTHING if self.queue is None else self.queue.kept_back(ticket)
 
     def is_idle(self, now: int) -> bool:
         """True if forgetting this bucket changes no decision."""

@@ -5,10 +5,12 @@ Theory of operation
     Then it is recorded in all of them; otherwise in none. A refused call leaves no trace but a count of refusals.
 
     Waiting. A call that has no room now may wait up to the `maxWait` of each bucket that stands in its way, counted
-    from its arrival, and no longer than its caller can. It is refused at once, with the time until it would fit,
-    where that time is later. Whoever waits stands in the queue of every bucket it touches, and what it asks for is
-    kept back there: a later call passes only where there is room for both. So nobody is overtaken in a bucket that is
-    short, and nobody waits behind another's full bucket in one that has room for both.
+    from its arrival. It is refused at once, with the time until it would fit, where that time is later. Whoever waits
+    stands in the queue of every bucket it touches, and is marked as blocked in those that had no room for it. What
+    the blocked ask for is kept back in their buckets: a later call passes only where there is room for both, so nobody
+    is overtaken in a bucket it waits for, and nobody waits behind a call that only another bucket holds up. The one
+    exception makes sure that a call which needs room in several buckets gets it: the first in a queue has its demand
+    kept back wherever it is blocked.
 
     When room comes (a release, a lower commit, somebody gives up, time passes, limits change) those blocked in the
     buckets concerned are looked at in order of arrival, until such a bucket has nothing left to give.
@@ -28,15 +30,16 @@ import heapq
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from threading import RLock
 from typing import Final
 
-from sluice.core.buckets import Bucket, Demand, Obstacle, Queue
+from sluice.core.buckets import Bucket, Obstacle, Queue
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.limits import SECOND, Limits
 from sluice.core.permits import Call, Permit, Settled, Waiter
-from sluice.core.rules import Applied, RuleBook
+from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
 from sluice.core.windows import MAX_AMOUNT, NEVER
@@ -45,6 +48,8 @@ SWEEP: Final = 500
 """Buckets looked at for idleness each time the engine is told of time: about half a millisecond."""
 REMEMBERED: Final = 4096
 """Expired permits that a late claim can still settle."""
+SLACK: Final = 64
+"""Entries of `_wakes` that may be out of date before it is worth tidying up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,7 +83,7 @@ class Engine:
         self._buckets: dict[BucketKey, Bucket] = {}
         self._sweep: Iterator[BucketKey] = iter(())
         self._tickets = 0
-        self._waiting = 0
+        self._waiters: dict[int, Waiter] = {}
         self._wakes: list[tuple[int, int, Waiter]] = []
         self._leases = 0
         self._in_flight = 0
@@ -98,7 +103,7 @@ class Engine:
             demand = call.demand.bounded()
             if demand is not call.demand:
                 call = call._replace(demand=demand)
-            buckets = tuple([self._bucket(applied) for applied in call.applied])
+            buckets = tuple([self._bucket(key, limits) for key, limits in call.applied])
             for bucket in buckets:
                 if not bucket.admits(now, demand):
                     return self._consider_newcomer(call, buckets, now)
@@ -127,10 +132,12 @@ class Engine:
             for bucket in permit.buckets:
                 bucket.admitted -= 1
                 bucket.in_flight -= demand.slots
-                for window in bucket.windows:
+            for windows in permit.windows:
+                for window in windows:
                     window.amend(permit.admitted_at, -demand.requests, -permit.tokens)
             self._in_flight -= demand.slots
             permit.tokens = 0
+            self._telemetry.released(permit)
             self._pump(permit.buckets, now)
 
     def claim(self, lease: str, now: int) -> Permit | None:
@@ -154,8 +161,8 @@ class Engine:
             difference, permit.tokens, permit.settled = actual - permit.tokens, actual, settled
             self._count_settled(permit, 1)
             if difference:
-                for bucket in permit.buckets:
-                    for window in bucket.windows:
+                for windows in permit.windows:
+                    for window in windows:
                         window.amend(permit.admitted_at, 0, difference)
             self._telemetry.committed(permit)
             if difference < 0:
@@ -184,9 +191,7 @@ class Engine:
             while self._wakes and self._wakes[0][0] <= now:
                 wake, _, waiter = heapq.heappop(self._wakes)
                 if waiter.pending and waiter.wake == wake:
-                    self._reconsider(waiter, now)
-                    if not waiter.pending:
-                        self._pump(waiter.buckets, now)
+                    self._pump(self._reconsider(waiter, now), now)
             self._forget_idle(now)
 
     @property
@@ -208,11 +213,10 @@ class Engine:
         with self._lock:
             now = self._advance_clock(now)
             self.rules = rules
-            touched = [bucket for bucket in self._buckets.values() if bucket.queue is not None]
-            waiters = {ticket: waiter for b in touched if b.queue for ticket, waiter in b.queue.waiters.items()}
-            for bucket in touched:
+            waiters = list(self._waiters.values())
+            for bucket in {bucket for waiter in waiters for bucket in waiter.buckets}:
                 self._refresh(bucket)
-            for _, waiter in sorted(waiters.items()):
+            for waiter in waiters:
                 self._reconsider(waiter, now)
 
     # -- what is seen --------------------------------------------------------------------------------------------
@@ -235,12 +239,12 @@ class Engine:
             for bucket in self._buckets.values():
                 self._refresh(bucket)
                 pictures.append(picture(bucket, now))
-            return Snapshot(tuple(pictures), replace(self._totals), self._waiting, self._in_flight, now)
+            return Snapshot(tuple(pictures), replace(self._totals), len(self._waiters), self._in_flight, now)
 
     def totals(self) -> Snapshot:
         """The totals alone."""
         with self._lock:
-            return Snapshot((), replace(self._totals), self._waiting, self._in_flight, self._now)
+            return Snapshot((), replace(self._totals), len(self._waiters), self._in_flight, self._now)
 
     # -- within --------------------------------------------------------------------------------------------------
 
@@ -248,25 +252,24 @@ class Engine:
         self._now = max(self._now, now)
         return self._now
 
-    def _bucket(self, applied: Applied) -> Bucket:
-        key, limits = applied
+    def _bucket(self, key: BucketKey, limits: Limits) -> Bucket:
         bucket = self._buckets.get(key)
         if bucket is None:
             if len(self._buckets) >= self.settings.max_keys and key.subject != OVERFLOW:
-                return self._bucket(Applied(key._replace(subject=OVERFLOW), self._overflow_limits(applied)))
+                overflow = key._replace(subject=OVERFLOW)
+                # The limits for everybody; where only some are limited, those of this newcomer.
+                everybodys = self.rules.limits_of(overflow)
+                return self._bucket(overflow, limits if everybodys.is_unset else everybodys)
             bucket = self._buckets[key] = Bucket(key, limits)
         elif bucket.limits is not limits:
             bucket.apply(limits)
         return bucket
 
-    def _overflow_limits(self, applied: Applied) -> Limits:
-        """What newcomers share: the limits for everybody, or where only some are limited, those of this newcomer."""
-        limits = self.rules.limits_of(applied.key._replace(subject=OVERFLOW))
-        return applied.limits if limits.is_unset else limits
-
     def _refresh(self, bucket: Bucket) -> None:
         limits = self.rules.limits_of(bucket.key)
-        if bucket.limits is not limits and bucket.key.subject != OVERFLOW:
+        if limits.is_unset and bucket.key.subject == OVERFLOW:
+            return  # nothing limits everybody: those of the last newcomer stay
+        if bucket.limits is not limits:
             bucket.apply(limits)
 
     def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int) -> Permit:
@@ -282,7 +285,7 @@ class Engine:
         self._telemetry.acquired(permit)
         return permit
 
-    def _refuse(self, call: Call, refusal: Refusal, now: int, waited: int) -> Refusal:
+    def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
         bucket = self._buckets.get(refusal.key)
         if bucket is not None:
@@ -294,40 +297,40 @@ class Engine:
         self._tickets += 1
         waiter = Waiter(call, buckets, self._tickets, now)
         verdict = self._verdict(waiter, now)
-        if verdict is None and self._waiting >= self.settings.max_waiters:
+        if verdict is None and len(self._waiters) >= self.settings.max_waiters:
             bucket, obstacle = self._obstacles(waiter, now)[0]
             verdict = _refusal(Reason.QUEUE_FULL, bucket, obstacle, None)
         if isinstance(verdict, Refusal):
-            return self._refuse(call, verdict, now, 0)
+            return self._refuse(call, verdict, 0)
         if verdict is not None:
             return verdict
         for bucket in buckets:
             if bucket.queue is None:
                 bucket.queue = Queue()
             bucket.queue.join(waiter)
-        self._waiting += 1
+        self._waiters[waiter.ticket] = waiter
         self._stay(waiter)
         return waiter
 
-    def _reconsider(self, waiter: Waiter, now: int) -> None:
-        """Settle a waiting call if it can be settled now."""
+    def _reconsider(self, waiter: Waiter, now: int) -> Iterable[Bucket]:
+        """Settle a waiting call if it can be settled now. Returns the buckets where it lets those behind it pass."""
         verdict = self._verdict(waiter, now)
         if verdict is None:
-            self._stay(waiter)
-            return
+            return self._stay(waiter)
         self._dequeue(waiter)
-        if isinstance(verdict, Refusal):
-            self._refuse(waiter.call, verdict, now, now - waiter.arrived)
         waiter.outcome = verdict
+        if isinstance(verdict, Refusal):
+            self._refuse(waiter.call, verdict, now - waiter.arrived)
         if waiter.notify is not None:
             waiter.notify(verdict)
+        return waiter.buckets if isinstance(verdict, Refusal) else ()
 
     def _obstacles(self, waiter: Waiter, now: int, *, shadow: bool = False) -> list[tuple[Bucket, Obstacle]]:
         """What stands in the way now, with those ahead in the queues served first."""
         found = []
         for bucket in waiter.buckets:
             if bucket.is_shadow is shadow:
-                ahead = bucket.demand_before(waiter.ticket)
+                ahead = bucket.kept_back(waiter.ticket)
                 found += [(bucket, obstacle) for obstacle in bucket.obstacles(now, waiter.call.demand, ahead)]
         return found
 
@@ -355,8 +358,7 @@ class Engine:
         if late:
             _, bucket, obstacle = max(late, key=lambda found: found[0])
             return _refusal(Reason.WOULD_EXCEED, bucket, obstacle, retry_after)
-        needs_slot = any(obstacle.clears_at is None for _, obstacle in obstacles)
-        waiter.wake = waiter.deadline if needs_slot else min(waiter.deadline, clears_at)
+        waiter.wake = min([waiter.deadline, *(o.clears_at for _, o in obstacles if o.clears_at is not None)])
         return None
 
     def _tell_shadow(self, waiter: Waiter, now: int) -> None:
@@ -373,19 +375,25 @@ class Engine:
         bucket.rejected += 1
         self._telemetry.would_reject(waiter.call, _refusal(reason, bucket, obstacle, after))
 
-    def _stay(self, waiter: Waiter) -> None:
-        """It goes on waiting, for room in the buckets it is blocked by."""
+    def _stay(self, waiter: Waiter) -> list[Bucket]:
+        """It goes on waiting, for room in the buckets it is blocked by. Returns those that have room for it by now."""
+        cleared = []
         for bucket in waiter.buckets:
-            if bucket.queue is not None:
-                if bucket in waiter.blocked_by:
-                    bucket.queue.block(waiter.ticket)
-                else:
-                    bucket.queue.unblock(waiter.ticket)
+            if bucket.queue is None:
+                continue
+            if bucket in waiter.blocked_by:
+                bucket.queue.block(waiter.ticket)
+            elif bucket.queue.unblock(waiter.ticket):
+                cleared.append(bucket)
         heapq.heappush(self._wakes, (waiter.wake, waiter.ticket, waiter))
+        if len(self._wakes) > 2 * len(self._waiters) + SLACK:
+            self._wakes = [(other.wake, ticket, other) for ticket, other in self._waiters.items()]
+            heapq.heapify(self._wakes)
+        return cleared
 
     def _dequeue(self, waiter: Waiter) -> None:
         waiter.pending = False
-        self._waiting -= 1
+        del self._waiters[waiter.ticket]
         for bucket in waiter.buckets:
             if bucket.queue is not None:
                 bucket.queue.leave(waiter)
@@ -393,18 +401,21 @@ class Engine:
                     bucket.queue = None
 
     def _pump(self, buckets: Iterable[Bucket], now: int) -> None:
-        """Room may have come in these buckets: serve those blocked there, in order, until nothing is left."""
-        todo = list(buckets)
-        while todo:
-            bucket = todo.pop()
-            ticket = -1
-            while (waiter := _next_blocked(bucket, ticket)) is not None:
-                ticket = waiter.ticket
-                self._reconsider(waiter, now)
-                if isinstance(waiter.outcome, Refusal):
-                    todo += waiter.buckets  # what was kept back for it is free again
-                elif waiter.pending and bucket.obstacles(now, _LEAST, bucket.demand_before(ticket + 1)):
-                    break
+        """Room may have come in these buckets: look at those blocked there, in order of arrival, while there is some.
+
+        One pass is enough: what becomes of a call changes nothing for those that came before it.
+        """
+        ticket = 0
+        roomy = {bucket for bucket in buckets if bucket.queue is not None}
+        while roomy:
+            ticket = min(_next_blocked(bucket, ticket) for bucket in roomy)
+            if ticket == NEVER:
+                return
+            waiter = self._waiters[ticket]
+            roomy.update(self._reconsider(waiter, now))
+            if waiter.pending:
+                # Those behind it find no more room than it did.
+                roomy.difference_update(b for b in waiter.blocked_by if b.queue is not None and b.queue.all_take_slots)
 
     def _free(self, permit: Permit) -> None:
         permit.released = True
@@ -437,12 +448,10 @@ class Engine:
                 bucket.refunded += sign
 
     def _expire(self, now: int) -> None:
-        while self._unclaimed:
-            lease, permit = next(iter(self._unclaimed.items()))
-            if permit.deadline > now:
-                return
-            del self._unclaimed[lease]
-            self._expired[lease] = permit
+        due = list(takewhile(lambda permit: permit.deadline <= now, self._unclaimed.values()))
+        for permit in due:
+            del self._unclaimed[permit.lease]
+            self._expired[permit.lease] = permit
             if len(self._expired) > REMEMBERED:
                 del self._expired[next(iter(self._expired))]
             self._free(permit)
@@ -461,8 +470,6 @@ class Engine:
                 del self._buckets[key]
 
 
-_LEAST: Final = Demand(slots=1, requests=1, tokens=0)
-"""What every call asks at the least."""
 _FINAL: Final = (Settled.COMMITTED, Settled.REFUNDED)
 
 
@@ -471,13 +478,13 @@ def _latest(waiter: Waiter, bucket: Bucket) -> int:
     return waiter.arrived + min(bucket.limits.max_wait, waiter.call.patience)
 
 
-def _next_blocked(bucket: Bucket, after: int) -> Waiter | None:
-    """The first that is blocked in the bucket and has a later ticket."""
+def _next_blocked(bucket: Bucket, after: int) -> int:
+    """The earliest ticket after that one of those blocked in the bucket; `NEVER` if there is none."""
     if bucket.queue is None:
-        return None
+        return NEVER
     blocked = bucket.queue.blocked
     at = bisect_right(blocked, after)
-    return bucket.queue.waiters[blocked[at]] if at < len(blocked) else None
+    return blocked[at] if at < len(blocked) else NEVER
 
 
 def _refusal(reason: Reason, bucket: Bucket, obstacle: Obstacle, retry_after: int | None) -> Refusal:

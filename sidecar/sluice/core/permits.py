@@ -48,7 +48,7 @@ class Permit:
     """
 
     __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "lease", "released", "settled",
-                 "tokens", "waited")  # fmt: skip
+                 "tokens", "waited", "windows")  # fmt: skip
 
     def __init__(
         self, engine: Engine, lease: str, call: Call, buckets: tuple[Bucket, ...], admitted_at: int, waited: int
@@ -58,6 +58,8 @@ class Permit:
         """Its name, for whoever speaks for the call later; empty for an inert permit."""
         self.call = call
         self.buckets = buckets
+        self.windows = tuple([bucket.windows for bucket in buckets])
+        """Where it is booked. A window that a swap of limits adds later knows nothing of this call."""
         self.admitted_at = admitted_at
         self.waited = waited
         """Nanoseconds it queued."""

@@ -95,18 +95,18 @@ class SlidingWindow:
 
     def amend(self, booked_at: int, requests: int, tokens: int) -> bool:
         """Change what was booked at `booked_at` by these differences. False if that slot has left already."""
-        slots = self._slots
+        slots, head = self._slots, self._head
         slot = booked_at // self._slot_length
-        for at in range(len(slots) - _STRIDE, self._head - 1, -_STRIDE):
-            if slots[at] == slot:
-                slots[at + 1] += requests
-                slots[at + 2] += tokens
-                self.requests += requests
-                self.tokens += tokens
-                return True
-            if slots[at] < slot:
-                break
-        return False
+        at = len(slots) - _STRIDE
+        while at >= head and slots[at] > slot:
+            at -= _STRIDE
+        if at < head or slots[at] != slot:
+            return False
+        slots[at + 1] += requests
+        slots[at + 2] += tokens
+        self.requests += requests
+        self.tokens += tokens
+        return True
 
     def fits_at(self, now: int, requests: int, tokens: int) -> int:
         """The first time at which that much more stays within the caps, if nothing else is booked meanwhile.

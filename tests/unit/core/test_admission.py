@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-from helpers.ledger import PROVIDER, Gate, assert_balanced, everything, org, project, user
 
+from helpers.ledger import PROVIDER, Gate, assert_balanced, everything, org, project, user
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import Engine, EngineSettings
@@ -87,18 +87,18 @@ def test_tokens_drain_and_refill(length: int) -> None:
 
 @PERIODS
 @pytest.mark.parametrize("tokens", [1, 30, 31, 70, 71, 100])
-def test_a_refused_call_is_admitted_exactly_when_it_was_told_and_no_nanosecond_earlier(length: int, tokens: int) -> None:
+def test_a_refused_call_is_admitted_exactly_when_it_was_told_and_no_nanosecond_earlier(
+    length: int, tokens: int
+) -> None:
     slot = length // SLOTS
     now = 5 * slot + 17
-    gates = [Gate(user(limits=tokens_per(length, 100))) for _ in range(2)]
-    for gate in gates:
-        for k, booked in enumerate((30, 40, 30)):
-            gate.admit(k * slot + 3, tokens=booked)
-        refusal = gate.refuse(now, tokens=tokens)
-    assert refusal.retry_after is not None
-    early, punctual = gates
-    assert early.refuse(now + refusal.retry_after - 1, tokens=tokens).retry_after == 1
-    punctual.admit(now + refusal.retry_after, tokens=tokens)
+    gate = Gate(user(limits=tokens_per(length, 100)))
+    for k, booked in enumerate((30, 40, 30)):
+        gate.admit(k * slot + 3, tokens=booked)
+    retry_after = gate.refuse(now, tokens=tokens).retry_after
+    assert retry_after is not None
+    assert gate.refuse(now + retry_after - 1, tokens=tokens).retry_after == 1
+    gate.admit(now + retry_after, tokens=tokens)
 
 
 def test_what_holds_longest_says_no_and_when() -> None:
@@ -248,7 +248,8 @@ def test_an_admission_is_recorded_in_every_bucket() -> None:
 
 HOSTILE = [
     "", " ", "alice", "Alice", "alice ", "a,b", "a|b", "a/b", "a:b", "a\x00b", "\x00", "User", "openai", "*", "al*",
-    "é", "e\u0301", "alice\u200b", "\ud800", "\U0001f600", "a" * 65_536, "a" * 65_535 + "b", "('a', 'b')", "{}", "%00", "../x",
+    "../x", "%00", "é", "e\u0301", "alice\u200b", "\ud800", "\U0001f600", "a" * 65_536, "a" * 65_535 + "b",
+    "('a', 'b')", "{}",
 ]  # fmt: skip
 
 
@@ -267,7 +268,7 @@ def test_the_same_name_in_another_scope_or_provider_is_another_bucket() -> None:
     engine = Engine(book)
     for provider in ("openai", "anthropic"):
         for scope in Scope:
-            others = {other: f"{provider}-{scope}" for other in Scope}
+            others = dict.fromkeys(Scope, f"{provider}-{scope}")
             applied = book.match(provider, {**others, scope: "same"})
             assert isinstance(engine.acquire(Call(applied, Demand(1, 1, 1)), 0), Permit)
     assert len({state.key for state in engine.snapshot(0).buckets if state.key.subject == "same"}) == 6
@@ -407,7 +408,7 @@ def test_a_bucket_in_which_somebody_waits_is_not_forgotten() -> None:
     waiter = gate.queue(0, org="b")
     for _ in range(3):
         gate.engine.advance(MINUTE)
-    assert waiter.buckets == tuple(gate.engine._buckets[bucket.key] for bucket in waiter.buckets)
+    assert {bucket.key for bucket in waiter.buckets} <= {state.key for state in gate.engine.snapshot(MINUTE).buckets}
 
 
 def test_a_sweep_of_more_buckets_than_one_look_covers_forgets_them_all() -> None:

@@ -52,7 +52,7 @@ def test_calls_of_one_slot_share_it() -> None:
     of = window()
     for at in (0, 1, SECOND - 1):
         of.book(at, 1, 10)
-    assert list(of._slots) == [0, 3, 30]
+    assert list(of._slots) == [0, 3, 30]  # noqa: SLF001
 
 
 def test_slots_without_calls_cost_nothing_and_those_that_left_are_dropped() -> None:
@@ -61,7 +61,7 @@ def test_slots_without_calls_cost_nothing_and_those_that_left_are_dropped() -> N
         of.slide(at)
         of.book(at, 1, 1)
     assert counts(of, 100 * DAY) == (SLOTS, SLOTS)
-    assert len(of._slots) <= 3 * 2 * (SLOTS + 2)
+    assert len(of._slots) <= 3 * 2 * (SLOTS + 2)  # noqa: SLF001
 
 
 def test_nothing_to_do_before_the_oldest_slot_leaves() -> None:

@@ -14,9 +14,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
-from helpers.envoy import RunningEnvoy, free_port, running_envoy, short_folder
-from standin import StandIn
 
+from helpers.envoy import RunningEnvoy, free_port, running_envoy, short_folder
 from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.core.engine import Engine, EngineSettings
@@ -25,6 +24,7 @@ from sluice_sidecar import clock
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, UsageSource, bootstrap
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
+from standin import StandIn
 
 SETTLE_SECONDS = 10.0
 

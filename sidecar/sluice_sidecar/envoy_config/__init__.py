@@ -2,6 +2,7 @@
 
 from sluice_sidecar.envoy_config.bootstrap import bootstrap
 from sluice_sidecar.envoy_config.files import clusters, routes, write_files
-from sluice_sidecar.envoy_config.settings import EnvoySettings, TcpAddress, UsageSource
+from sluice_sidecar.envoy_config.settings import EnvoySettings, UsageSource
+from sluice_sidecar.settings import TcpAddress
 
 __all__ = ["EnvoySettings", "TcpAddress", "UsageSource", "bootstrap", "clusters", "routes", "write_files"]

@@ -6,44 +6,46 @@ from datetime import timedelta
 from typing import Any as Json
 from typing import Final
 
+from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.bootstrap import v3 as bootstrap_v3
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.listener import v3 as listener
+from envoy_data_plane.envoy.config.overload import v3 as overload
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
+from envoy_data_plane.envoy.extensions.resource_monitors.downstream_connections import v3 as downstream_connections
 from envoy_data_plane.google.protobuf import Struct
 
 from sluice.config.merge import Configuration
 from sluice_sidecar.envoy_config import filters, routing, upstreams
 from sluice_sidecar.envoy_config.cutlog import cut_log
-from sluice_sidecar.envoy_config.messages import packed
+from sluice_sidecar.envoy_config.following import CLUSTERS_FILE, ROUTES_FILE, followed
+from sluice_sidecar.envoy_config.messages import error_body, packed
 from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
-
-CLUSTERS_FILE: Final = "clusters.json"
-ROUTES_FILE: Final = "routes.json"
 
 RUNTIME: Final = {
     # `bytes` of the descriptor is the size of the body as it came, also where no content-length says it.
     "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value": True,
 }
 
-MARGIN: Final = timedelta(seconds=1)
-"""What the gate has beyond `maxWait` to answer, and all it has where nothing queues."""
+CONNECTIONS: Final = 50_000
+"""From applications, at once. Envoy refuses more, before it runs out of files (it raises their limit itself)."""
+
+GATE_AWAY: Final = "the rate limit gate could not be asked, and this provider's failurePolicy is Deny: try again"
 
 
 def bootstrap(configuration: Configuration, settings: EnvoySettings) -> dict[str, Json]:
     """A complete bootstrap, ready to be printed as JSON; with `xds_folder`, one that follows the files there.
 
-    Raises `Problem` if a provider is reached by TLS and no bundle of trusted certificates is found.
+    Raises `Failed` if a provider is reached by TLS and no bundle of trusted certificates is found.
     """
-    folder = settings.xds_folder
     static = bootstrap_v3.BootstrapStaticResources(
         listeners=[_listener(configuration, settings)], clusters=[upstreams.gate_cluster(settings)]
     )
     dynamic = None
-    if folder is None:
+    if settings.xds_folder is None:
         static.clusters += upstreams.provider_clusters(configuration, settings)
     else:
-        dynamic = bootstrap_v3.BootstrapDynamicResources(cds_config=_followed(folder, CLUSTERS_FILE))
+        dynamic = bootstrap_v3.BootstrapDynamicResources(cds_config=followed(settings.xds_folder, CLUSTERS_FILE))
     layer = bootstrap_v3.RuntimeLayer(name="sluice", static_layer=Struct.from_dict(dict(RUNTIME)))
     whole = bootstrap_v3.Bootstrap(
         node=core.Node(id="sluice", cluster="sluice"),
@@ -51,14 +53,15 @@ def bootstrap(configuration: Configuration, settings: EnvoySettings) -> dict[str
         static_resources=static,
         dynamic_resources=dynamic,
         layered_runtime=bootstrap_v3.LayeredRuntime(layers=[layer]),
+        overload_manager=_overload(),
     )
     return whole.to_dict()
 
 
-def longest_wait(configuration: Configuration) -> timedelta:
-    """The longest that a call may queue, over all limits in force."""
-    nanoseconds = max((rule.limits.max_wait for rule in configuration.rules.rules), default=0)
-    return timedelta(microseconds=-(-nanoseconds // 1000))
+def _overload() -> overload.OverloadManager:
+    limit = downstream_connections.DownstreamConnectionsConfig(max_active_downstream_connections=CONNECTIONS)
+    name = "envoy.resource_monitors.global_downstream_max_connections"
+    return overload.OverloadManager(resource_monitors=[overload.ResourceMonitor(name=name, typed_config=packed(limit))])
 
 
 def _listener(configuration: Configuration, settings: EnvoySettings) -> listener.Listener:
@@ -69,25 +72,28 @@ def _listener(configuration: Configuration, settings: EnvoySettings) -> listener
     return listener.Listener(
         name="egress",
         address=upstreams.address_of(settings.listen),
+        # For answers under way to a slow caller; what a request may hold is each route's `request_body_buffer_limit`.
         per_connection_buffer_limit_bytes=MIB,
         filter_chains=[listener.FilterChain(filters=[manager])],
     )
 
 
 def _connection_manager(configuration: Configuration, settings: EnvoySettings) -> hcm.HttpConnectionManager:
-    rls_timeout = settings.rls_timeout or longest_wait(configuration) + MARGIN
     slashes = hcm.HttpConnectionManagerPathWithEscapedSlashesAction
     manager = hcm.HttpConnectionManager(
         stat_prefix="egress",
-        http_filters=filters.http_filters(settings, rls_timeout),
+        http_filters=list(filters.http_filters(configuration, settings)),
         access_log=[cut_log()],
-        # A caller is never trusted: what it says in x-envoy-* headers is dropped before a filter reads it.
+        local_reply_config=hcm.LocalReplyConfig(mappers=list(_own_answers(settings))),
+        # With no `internal_address_config` no caller is trusted: what it says in headers that steer Envoy
+        # (x-envoy-retry-on, x-envoy-upstream-rq-timeout-ms, …) is dropped. An empty one would trust private networks.
         use_remote_address=True,
-        internal_address_config=hcm.HttpConnectionManagerInternalAddressConfig(unix_sockets=False),
+        # The provider need not know where the call came from, nor who carried it.
         skip_xff_append=True,
         generate_request_id=False,
         preserve_external_request_id=True,
         server_header_transformation=hcm.HttpConnectionManagerServerHeaderTransformation.PASS_THROUGH,
+        # A path is compared with the routes in one form only. `%2F` stays: a model's name may hold it.
         normalize_path=True,
         merge_slashes=True,
         path_with_escaped_slashes_action=slashes.KEEP_UNCHANGED,
@@ -103,16 +109,30 @@ def _connection_manager(configuration: Configuration, settings: EnvoySettings) -
         manager.route_config = routing.route_configuration(configuration, settings)
     else:
         manager.rds = hcm.Rds(
-            config_source=_followed(settings.xds_folder, ROUTES_FILE), route_config_name=routing.ROUTES
+            config_source=followed(settings.xds_folder, ROUTES_FILE), route_config_name=routing.ROUTES
         )
     return manager
 
 
-def _followed(folder: str, name: str) -> core.ConfigSource:
-    """A file that Envoy reads again whenever one is renamed onto it."""
-    return core.ConfigSource(
-        path_config_source=core.PathConfigSource(
-            path=f"{folder}/{name}", watched_directory=core.WatchedDirectory(path=folder)
+def _own_answers(settings: EnvoySettings) -> list[hcm.ResponseMapper]:
+    """What Envoy says in place of a provider, in words and in the form of an API's error."""
+    too_large = f"the request's body is larger than {settings.body_limit} bytes"
+    flag, status = (
+        accesslog.ResponseFlagFilter(flags=["RLSE"]),
+        accesslog.StatusCodeFilter(
+            comparison=accesslog.ComparisonFilter(
+                value=core.RuntimeUInt32(default_value=413, runtime_key="sluice.none")
+            )
         ),
-        resource_api_version=core.ApiVersion.V3,
     )
+    return [
+        _mapper(accesslog.AccessLogFilter(response_flag_filter=flag), error_body(503, "overloaded_error", GATE_AWAY)),
+        _mapper(accesslog.AccessLogFilter(status_code_filter=status), error_body(413, "request_too_large", too_large)),
+    ]
+
+
+def _mapper(condition: accesslog.AccessLogFilter, body: str) -> hcm.ResponseMapper:
+    answer = core.SubstitutionFormatString(
+        text_format_source=core.DataSource(inline_string=body.replace("%", "%%")), content_type="application/json"
+    )
+    return hcm.ResponseMapper(filter=condition, body_format_override=answer)

@@ -1,31 +1,40 @@
 """The access log that tells the gate of calls that were cut: by the client, by the provider, by a timeout.
 
 The usage stream cannot tell such an ending from a clean one: both just close it, some time after the call's end.
-A whole call carries no response flag, is not logged, and costs nothing here.
+A whole call carries none of these flags, is not logged, and costs nothing here.
 """
 
 from __future__ import annotations
 
 from datetime import timedelta
+from typing import Final
 
 from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.extensions.access_loggers.grpc import v3 as grpc
 
 from sluice_sidecar.envoy_config.messages import packed
-from sluice_sidecar.envoy_config.upstreams import GATE
+from sluice_sidecar.envoy_config.upstreams import gate_service
+
+CUT: Final = (
+    *("DC", "DR", "DPE"),  # the client: gone, reset, broken protocol
+    *("UC", "UR", "UPE", "LR"),  # the provider: gone, reset, broken protocol; or Envoy reset it
+    *("SI", "UT", "DT"),  # silence for too long, or a time limit
+    "OM",  # Envoy is short of memory
+)
+"""The response flags of a cut call. Not among them: refused by the gate (`RL`), and never sent to a provider."""
 
 
 def cut_log() -> accesslog.AccessLog:
     """Each cut call, told to the gate at once."""
     return accesslog.AccessLog(
         name="sluice.cut_calls",
-        filter=accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter()),
+        filter=accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=list(CUT))),
         typed_config=packed(
             grpc.HttpGrpcAccessLogConfig(
                 common_config=grpc.CommonGrpcAccessLogConfig(
                     log_name="cut_calls",
-                    grpc_service=core.GrpcService(envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=GATE)),
+                    grpc_service=gate_service(),
                     transport_api_version=core.ApiVersion.V3,
                     buffer_flush_interval=timedelta(seconds=1),
                     buffer_size_bytes=0,  # each at once

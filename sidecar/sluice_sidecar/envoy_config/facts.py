@@ -10,7 +10,7 @@ descriptor), under a namespace that only Envoy writes.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Final
 
 from envoy_data_plane.envoy.config.route import v3 as route
@@ -20,9 +20,8 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.envoy.type.metadata import v3 as metadata
 
 from sluice.config.merge import Provider
-from sluice.config.types import SubjectKind
-from sluice.core.keys import Scope
 from sluice.usage.profiles import Api
+from sluice_sidecar.envoy_config.callers import subject_actions
 
 NAMESPACE: Final = "sluice.request"
 
@@ -49,8 +48,10 @@ BODY_FIELDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
 """Metadata key: where the fact stands in a request's body."""
 
 PATH_MODEL: Final = "path_model"
-MODEL_IN_PATH: Final = r"^(?:[^?]*/(?:models|tunedModels)/([^/:?]+))?.*$"
-"""Matches every path, so that nothing but a model's name is ever handed on: a path may hold `?key=`."""
+_SLASH: Final = "(?:/|%2[Ff])"
+MODEL_IN_PATH: Final = rf"^(?:[^?]*{_SLASH}(?:models|tunedModels){_SLASH}([^/:?%]+))?.*$"
+"""Matches every path, so that nothing but a model's name is ever handed on: a path may hold `?key=`. An escaped slash
+or colon must not hide the name; escapes of letters and digits are undone before (`normalize_path`)."""
 
 ENTRIES: Final[Mapping[Api, Mapping[str, str]]] = {
     Api.OPENAI: {
@@ -64,16 +65,6 @@ ENTRIES: Final[Mapping[Api, Mapping[str, str]]] = {
     Api.GEMINI: {"model": PATH_MODEL, "max_output_tokens": "gemini_max_output_tokens", "n": "gemini_n"},
 }
 """Descriptor entry: metadata key, for each API."""
-
-KEY_HEADERS: Final[Mapping[Api, tuple[str, ...]]] = {
-    Api.OPENAI: ("authorization", "api-key"),
-    Api.ANTHROPIC: ("x-api-key", "authorization"),
-    Api.GEMINI: ("x-goog-api-key", "authorization"),
-}
-"""The headers in which a caller's key may stand."""
-
-KEY_PARAMETER: Final = "key"
-"""The query parameter in which Gemini takes a key too."""
 
 
 def body_reader() -> json_to_metadata.JsonToMetadata:
@@ -119,57 +110,13 @@ def path_reader() -> header_to_metadata.Config:
 
 def descriptor(provider: Provider) -> route.RateLimit:
     """The one descriptor of a call to this provider."""
-    return route.RateLimit(actions=list(_actions(provider)))
-
-
-def identity_headers(provider: Provider) -> tuple[str, ...]:
-    """The headers that say who calls, for the gate alone: the provider does not see them."""
-    headers = {source.value for source in provider.subjects.values() if source.kind is SubjectKind.HEADER}
-    return tuple(sorted(headers - set(KEY_HEADERS[provider.api])))
-
-
-def limits_by_key(provider: Provider) -> bool:
-    """True if a scope of this provider is told apart by the caller's key."""
-    return any(source.kind is SubjectKind.API_KEY for source in provider.subjects.values())
-
-
-def _actions(provider: Provider) -> Iterator[route.RateLimitAction]:
-    yield _text("provider", provider.name)
-    for scope, source in provider.subjects.items():
-        entry = ENTRY_OF_SCOPE[scope]
-        if source.kind is SubjectKind.HEADER:
-            yield _header(entry, source.value)
-        elif source.kind is SubjectKind.API_KEY:
-            yield from (_header(entry, header) for header in KEY_HEADERS[provider.api])
-            if provider.api is Api.GEMINI:
-                yield _parameter(entry, KEY_PARAMETER)
-    yield _text("bytes", "%BYTES_RECEIVED%")
-    for entry, key in ENTRIES[provider.api].items():
-        yield _metadata(entry, key)
-
-
-ENTRY_OF_SCOPE: Final[Mapping[Scope, str]] = {Scope.USER: "user", Scope.ORG: "org", Scope.PROJECT: "project"}
+    actions = [_text("provider", provider.name), *subject_actions(provider), _text("bytes", "%BYTES_RECEIVED%")]
+    return route.RateLimit(actions=actions + [_metadata(*each) for each in ENTRIES[provider.api].items()])
 
 
 def _text(entry: str, value: str) -> route.RateLimitAction:
     return route.RateLimitAction(
         generic_key=route.RateLimitActionGenericKey(descriptor_key=entry, descriptor_value=value, default_value="0")
-    )
-
-
-def _header(entry: str, header: str) -> route.RateLimitAction:
-    return route.RateLimitAction(
-        request_headers=route.RateLimitActionRequestHeaders(
-            descriptor_key=entry, header_name=header, skip_if_absent=True
-        )
-    )
-
-
-def _parameter(entry: str, parameter: str) -> route.RateLimitAction:
-    return route.RateLimitAction(
-        query_parameters=route.RateLimitActionQueryParameters(
-            descriptor_key=entry, query_parameter_name=parameter, skip_if_absent=True
-        )
     )
 
 

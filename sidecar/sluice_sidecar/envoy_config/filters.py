@@ -23,11 +23,13 @@ from envoy_data_plane.envoy.type import v3 as types
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
+from sluice.config.merge import Configuration
 from sluice.config.types import FailurePolicy
 from sluice_sidecar.envoy_config import facts
-from sluice_sidecar.envoy_config.upstreams import GATE
+from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
 from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings, UsageSource
+from sluice_sidecar.envoy_config.upstreams import gate_service
 
 DOMAIN: Final = "sluice"
 
@@ -38,10 +40,15 @@ ADMISSION: Final = {FailurePolicy.ALLOW: "sluice.admission.allow", FailurePolicy
 descriptor to one of them, and the other, which has none, asks nothing."""
 USAGE_STREAM: Final = "sluice.usage_stream"
 READ_USAGE: Final = "sluice.read_usage"
+MARGIN: Final = timedelta(seconds=1)
+"""What the gate has beyond `maxWait` to answer, and all it has where nothing queues."""
+
 CHAIN: Final = (READ_BODY, READ_PATH, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
 
 LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
 """Where the ratelimit filter puts the answer's `dynamic_metadata`."""
+LEASE_HEADER: Final = "x-sluice-lease"
+"""The lease in the gRPC headers of the usage stream: known to the gate even if the stream ends before it is read."""
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
 
 OBSERVED_HEADERS: Final = (
@@ -60,24 +67,38 @@ OBSERVED_HEADERS: Final = (
 AI_PROTOCOL_MANAGER: Final = "envoy.extensions.filters.http.ai_protocol_manager.v3"
 
 
-def http_filters(settings: EnvoySettings, rls_timeout: timedelta) -> list[hcm.HttpFilter]:
-    """The whole chain."""
-    return list(_chain(settings, rls_timeout))
-
-
-def _chain(settings: EnvoySettings, rls_timeout: timedelta) -> Iterator[hcm.HttpFilter]:
+def http_filters(configuration: Configuration, settings: EnvoySettings) -> Iterator[hcm.HttpFilter]:
+    """The whole chain, in order."""
     yield _filter(READ_BODY, facts.body_reader())
     yield _filter(READ_PATH, header_to_metadata.Config())
-    for policy, name in ADMISSION.items():
-        yield _filter(name, _admission(policy, rls_timeout))
+    for name, config in admission_filters(configuration, settings).items():
+        yield _filter(name, config) if settings.xds_folder is None else _followed_filter(name, settings.xds_folder)
     yield _filter(USAGE_STREAM, _usage_stream(settings))
     if settings.usage is UsageSource.METADATA:
         yield hcm.HttpFilter(name=READ_USAGE, typed_config=_read_usage())
     yield _filter("envoy.filters.http.router", router.Router(suppress_envoy_headers=True))
 
 
+def admission_filters(configuration: Configuration, settings: EnvoySettings) -> dict[str, ratelimit.RateLimit]:
+    """The two filters that ask the gate, by name. Their time limit changes with the limits, so Envoy follows them."""
+    timeout = settings.rls_timeout or _longest_wait(configuration) + MARGIN
+    return {name: _admission(policy, timeout) for policy, name in ADMISSION.items()}
+
+
+def _longest_wait(configuration: Configuration) -> timedelta:
+    nanoseconds = max((rule.limits.max_wait for rule in configuration.rules.rules), default=0)
+    return timedelta(milliseconds=-(-nanoseconds // 1_000_000))
+
+
 def _filter(name: str, config: betterproto2.Message) -> hcm.HttpFilter:
     return hcm.HttpFilter(name=name, typed_config=packed(config))
+
+
+def _followed_filter(name: str, folder: str) -> hcm.HttpFilter:
+    source = core.ExtensionConfigSource(
+        config_source=followed(folder, filter_file(name)), type_urls=[packed(ratelimit.RateLimit()).type_url]
+    )
+    return hcm.HttpFilter(name=name, config_discovery=source)
 
 
 def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit:
@@ -87,7 +108,7 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
         failure_mode_deny=policy is FailurePolicy.DENY,
         status_on_error=types.HttpStatus(code=types.StatusCode.ServiceUnavailable),
         rate_limit_service=ratelimit_service.RateLimitServiceConfig(
-            grpc_service=_gate(), transport_api_version=core.ApiVersion.V3
+            grpc_service=gate_service(), transport_api_version=core.ApiVersion.V3
         ),
         disable_x_envoy_ratelimited_header=True,
     )
@@ -96,9 +117,10 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
 def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
     send, skip = ext_proc.ProcessingModeHeaderSendMode.SEND, ext_proc.ProcessingModeHeaderSendMode.SKIP
     bodies = ext_proc.ProcessingModeBodySendMode
+    lease = core.HeaderValue(key=LEASE_HEADER, value=f"%DYNAMIC_METADATA({LEASE_NAMESPACE}:lease)%")
     headers = [_header_matcher(name) for name in (*OBSERVED_HEADERS, *settings.observed_headers)]
     return ext_proc.ExternalProcessor(
-        grpc_service=_gate(),
+        grpc_service=gate_service(lease),
         # Envoy tells and never waits: a slow or absent gate cannot hold up or change an answer.
         observability_mode=True,
         deferred_close_timeout=settings.deferred_close_timeout,
@@ -153,7 +175,3 @@ def _read_usage() -> Any:
 def usage_protocol(protocol: str) -> Any:
     """The form of a route's answers, as `envoy.type.ai.v3.LLMProtocol` names it."""
     return opaque(f"{AI_PROTOCOL_MANAGER}.AiProtocolManagerPerRoute", {"response": {"llm_protocol": protocol}})
-
-
-def _gate() -> core.GrpcService:
-    return core.GrpcService(envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True))

@@ -7,8 +7,7 @@ clusters, never in the listener: a changed listener is drained, changed routes a
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from datetime import timedelta
 from typing import Final
 
@@ -20,10 +19,10 @@ from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
 from sluice.usage.profiles import Api
-from sluice_sidecar.envoy_config import facts, filters
-from sluice_sidecar.envoy_config.upstreams import Upstream, cluster_name
-from sluice_sidecar.envoy_config.messages import packed
+from sluice_sidecar.envoy_config import callers, facts, filters
+from sluice_sidecar.envoy_config.messages import error_body, packed
 from sluice_sidecar.envoy_config.settings import EnvoySettings, UsageSource
+from sluice_sidecar.envoy_config.upstreams import Upstream, cluster_name
 
 ROUTES: Final = "sluice-routes"
 
@@ -34,6 +33,7 @@ HIDDEN_HEADERS: Final = (
     # A compressed answer hides its usage from Envoy and from the gate.
     "accept-encoding",
     # Where the call came from is no business of the provider's.
+    "x-envoy-external-address",
     "x-forwarded-for",
     "x-forwarded-proto",
 )
@@ -56,7 +56,7 @@ def route_configuration(configuration: Configuration, settings: EnvoySettings) -
 def _by_prefix(configuration: Configuration, settings: EnvoySettings) -> route.VirtualHost:
     providers = configuration.providers.values()
     routes = [each for provider in providers for each in _routes(provider, f"/{provider.name}", settings)]
-    return route.VirtualHost(name="by-prefix", domains=["*"], routes=[*routes, _unknown(configuration)])
+    return route.VirtualHost(name="by-prefix", domains=["*"], routes=[_no_tunnel(), *routes, _unknown(configuration)])
 
 
 def _by_host(configuration: Configuration, settings: EnvoySettings) -> Iterator[route.VirtualHost]:
@@ -66,31 +66,37 @@ def _by_host(configuration: Configuration, settings: EnvoySettings) -> Iterator[
         domains = [domain for domain in _domains(Upstream.of(provider)) if domain not in taken]
         taken.update(domains)
         if domains:
-            yield route.VirtualHost(
-                name=f"by-host/{provider.name}", domains=domains, routes=list(_routes(provider, "", settings))
-            )
+            routes = [_no_tunnel(), *_routes(provider, "", settings)]
+            yield route.VirtualHost(name=f"by-host/{provider.name}", domains=domains, routes=routes)
 
 
 def _domains(upstream: Upstream) -> tuple[str, ...]:
-    host = f"[{upstream.host}]" if ":" in upstream.host else upstream.host
+    host = upstream.host
     exact = f"{host}:{upstream.port}"
-    if upstream.is_ip or upstream.host == "localhost":
+    if upstream.is_ip or host == "localhost":
         # Applications reach Envoy itself by such a name, at another port, and mean the prefixes.
         return (exact, upstream.authority) if upstream.authority != exact else (exact,)
     return (exact, host, f"{host}:*")
 
 
 def _routes(provider: Provider, prefix: str, settings: EnvoySettings) -> Iterator[route.Route]:
-    if facts.limits_by_key(provider):
-        yield from _refusals(provider, prefix)
+    yield from _refusals(provider, prefix)
     for match, protocol in _protocols(provider, prefix):
         yield route.Route(
             match=match,
             route=_action(provider, prefix),
-            request_headers_to_remove=[*facts.identity_headers(provider), *HIDDEN_HEADERS],
+            request_headers_to_add=[_first_value(header) for header in callers.counted_headers(provider)],
+            request_headers_to_remove=[*callers.identity_headers(provider), *HIDDEN_HEADERS],
             request_body_buffer_limit=settings.body_limit,
             typed_per_filter_config=_filters(provider, protocol, settings),
         )
+
+
+def _first_value(header: str) -> core.HeaderValueOption:
+    return core.HeaderValueOption(
+        header=core.HeaderValue(key=header, value=f"%REQ({header})%"),
+        append_action=core.HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS,
+    )
 
 
 def _action(provider: Provider, prefix: str) -> route.RouteAction:
@@ -126,7 +132,7 @@ def _under(prefix: str) -> route.RouteMatch:
     return route.RouteMatch(path_separated_prefix=prefix) if prefix else route.RouteMatch(prefix="/")
 
 
-def _filters(provider: Provider, protocol: str, settings: EnvoySettings) -> Mapping[str, Any]:
+def _filters(provider: Provider, protocol: str, settings: EnvoySettings) -> dict[str, Any]:
     configs = {
         filters.ADMISSION[provider.failure_policy]: packed(
             ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(provider)])
@@ -140,8 +146,17 @@ def _filters(provider: Provider, protocol: str, settings: EnvoySettings) -> Mapp
 
 
 def _refusals(provider: Provider, prefix: str) -> Iterator[route.Route]:
-    """A call with two keys would be counted on the one and paid by the other."""
-    return iter(())
+    """Calls whose caller cannot be told for sure: they are answered here, before the gate is asked."""
+    for conditions, message in callers.doubtful_calls(provider):
+        match = _under(prefix)
+        match.headers = list(conditions)
+        yield _answer(match, 400, "invalid_request_error", message)
+
+
+def _no_tunnel() -> route.Route:
+    """CONNECT asks for a tunnel, in which nothing could be limited."""
+    match = route.RouteMatch(connect_matcher=route.RouteMatchConnectMatcher())
+    return _answer(match, 405, "method_not_allowed", "no tunnels here: call /<provider>/… in plain HTTP")
 
 
 def _unknown(configuration: Configuration) -> route.Route:
@@ -150,8 +165,8 @@ def _unknown(configuration: Configuration) -> route.Route:
 
 
 def _answer(match: route.RouteMatch, status: int, kind: str, message: str) -> route.Route:
-    """A route that Envoy answers by itself, in a form that the SDKs of every API read."""
-    body = json.dumps({"type": "error", "error": {"type": kind, "code": status, "message": message}})
+    """A route that Envoy answers by itself."""
+    body = error_body(status, kind, message)
     return route.Route(
         match=match,
         direct_response=route.DirectResponseAction(status=status, body=core.DataSource(inline_string=body)),

@@ -16,11 +16,12 @@ from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstream_http
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
+from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
-from sluice.errors import Problem
 from sluice_sidecar.envoy_config.messages import packed
-from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings, TcpAddress
+from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
+from sluice_sidecar.settings import Failed, TcpAddress
 
 GATE: Final = "sluice-gate"
 
@@ -67,8 +68,7 @@ class Upstream:
         own = 443 if secure else 80
         port = parts.port or own
         host = parts.hostname or ""
-        shown = f"[{host}]" if ":" in host else host
-        return cls(secure, host, port, shown if port == own else f"{shown}:{port}")
+        return cls(secure, host, port, host if port == own else f"{host}:{port}")
 
 
 def cluster_name(provider: Provider) -> str:
@@ -100,6 +100,12 @@ def gate_cluster(settings: EnvoySettings) -> cluster.Cluster:
     )
 
 
+def gate_service(*metadata: core.HeaderValue) -> core.GrpcService:
+    """How filters call the gate; `metadata` goes along with every call."""
+    service = core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True)
+    return core.GrpcService(envoy_grpc=service, initial_metadata=list(metadata))
+
+
 def address_of(address: str | TcpAddress) -> core.Address:
     """A Unix socket's path or a TCP address, as Envoy writes it."""
     if isinstance(address, str):
@@ -108,12 +114,12 @@ def address_of(address: str | TcpAddress) -> core.Address:
 
 
 def system_ca_bundle() -> str:
-    """The file of the certificates that this system trusts. Raises `Problem` if there is none."""
+    """The file of the certificates that this system trusts. Raises `Failed` if there is none."""
     default = ssl.get_default_verify_paths()
     for path in (default.cafile, *CA_BUNDLES):
         if path and Path(path).is_file():
             return path
-    raise Problem("no bundle of trusted certificates found; install ca-certificates, or name the file (ca_bundle)")
+    raise Failed("no bundle of trusted certificates found; install ca-certificates, or name the file (ca_bundle)")
 
 
 def _provider(provider: Provider, settings: EnvoySettings) -> cluster.Cluster:
@@ -132,26 +138,23 @@ def _provider(provider: Provider, settings: EnvoySettings) -> cluster.Cluster:
         typed_extension_protocol_options=_protocol(
             upstream_http.HttpProtocolOptions(
                 common_http_protocol_options=core.HttpProtocolOptions(idle_timeout=IDLE_CONNECTION),
-                **_versions(upstream),
+                auto_config=_either_version() if upstream.tls else None,
+                explicit_http_config=None if upstream.tls else _version_1(),
             )
         ),
     )
 
 
-def _versions(upstream: Upstream) -> dict[str, object]:
-    """HTTP/2 where the TLS handshake offers it; HTTP/1.1 in clear, which every server speaks."""
-    if upstream.tls:
-        return {
-            "auto_config": upstream_http.HttpProtocolOptionsAutoHttpConfig(
-                http_protocol_options=core.Http1ProtocolOptions(),
-                http2_protocol_options=core.Http2ProtocolOptions(),
-            )
-        }
-    return {
-        "explicit_http_config": upstream_http.HttpProtocolOptionsExplicitHttpConfig(
-            http_protocol_options=core.Http1ProtocolOptions()
-        )
-    }
+def _either_version() -> upstream_http.HttpProtocolOptionsAutoHttpConfig:
+    """HTTP/2 where the TLS handshake offers it, else HTTP/1.1."""
+    return upstream_http.HttpProtocolOptionsAutoHttpConfig(
+        http_protocol_options=core.Http1ProtocolOptions(), http2_protocol_options=core.Http2ProtocolOptions()
+    )
+
+
+def _version_1() -> upstream_http.HttpProtocolOptionsExplicitHttpConfig:
+    """In clear, HTTP/1.1 is what every server speaks."""
+    return upstream_http.HttpProtocolOptionsExplicitHttpConfig(http_protocol_options=core.Http1ProtocolOptions())
 
 
 def _tls(upstream: Upstream, settings: EnvoySettings) -> core.TransportSocket:
@@ -190,5 +193,5 @@ def _unbounded() -> cluster.CircuitBreakers:
     )
 
 
-def _protocol(options: upstream_http.HttpProtocolOptions) -> dict[str, object]:
+def _protocol(options: upstream_http.HttpProtocolOptions) -> dict[str, Any]:
     return {"envoy.extensions.upstreams.http.v3.HttpProtocolOptions": packed(options)}

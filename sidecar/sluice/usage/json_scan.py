@@ -65,7 +65,8 @@ class JsonScanner:
             pos += 1
             if mark == b'"':
                 self._in_string = True
-                self._text.clear()
+                if not self._skipped:
+                    self._text.clear()
             elif self._skipped:
                 self._skipped += (mark in b"{[") - (mark in b"}]")
             elif mark in b"{[":
@@ -104,6 +105,7 @@ class JsonScanner:
     def _begin_member(self) -> bool:
         """A colon: what was read last is a key. True if its value is wanted."""
         self._key = bytes(self._text)
+        self._text.clear()
         wanted = bool(self._open) and self._key in self._open[-1] and self._open[-1][self._key] is None
         if wanted:
             self._value = bytearray()

@@ -43,14 +43,14 @@ def settle(
     usage: Usage | None,
     estimate: Estimate,
     *,
-    ended: bool,
+    complete: bool,
     seen_output: int = 0,
 ) -> Settlement:
     """Judge a call that is over.
 
     `status` is the response's status code, None if no response headers were seen; an informational one (1xx) is judged
-    like 2xx, for what would have followed it may have cost tokens. `ended` says that the response came to its end, and
-    was not broken off. `seen_output` is the number of characters of output that were seen.
+    like 2xx, for what would have followed it may have cost tokens. `complete` says that the response came to its end
+    and was not broken off. `seen_output` is the number of characters of output that were seen.
 
     A usage that is not partial is the provider's last word, so it is committed even if the client left after it.
     A partial one never lowers the charge: the estimate stands unless the part that is known exceeds it. What was seen
@@ -63,6 +63,6 @@ def settle(
     told = usage.total if usage is not None else 0
     shown = estimate.input_tokens - (-seen_output // BYTES_PER_TOKEN)
     seen = min(max(told, shown, 1), MAX_COUNT)
-    if not ended:
+    if not complete:
         return Settlement(seen, Ending.CUT)
     return Settlement(seen if seen > estimate.total else None, Ending.ESTIMATED)

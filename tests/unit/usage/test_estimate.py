@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.estimate import OUTPUT_CAPS, Estimate, estimate
 

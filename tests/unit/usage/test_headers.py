@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.headers import usage_from_headers
 from sluice.usage.tokens import Rule, Usage

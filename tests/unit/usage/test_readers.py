@@ -10,6 +10,7 @@ from typing import NamedTuple
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles import Api
 from sluice.usage.readers import MAX_EVENT, JsonReader, SseReader, UsageReader, reader_for
@@ -279,7 +280,7 @@ def test_a_hostile_number_makes_the_usage_partial(number: str) -> None:
         b'{"prompt_tokens": "\xff"}',
         b"[" * 9000 + b"]" * 9000,
     ],
-    ids=lambda usage: repr(usage)[:20],
+    ids=lambda usage: repr(usage)[:40],
 )
 def test_a_usage_that_cannot_be_read_makes_it_partial(usage: bytes) -> None:
     body = b'{"finish_reason": "stop", "usage": %s, "z": 1}' % usage
@@ -331,7 +332,16 @@ def test_no_bytes_make_a_reader_raise_and_no_cut_changes_the_usage(
     assert cut.seen_output >= 0
 
 
-JSON_UNITS = [b"x", b'"aaaaaaa', b"\\", b"[1111111", b'{"a":   ', b",       ", b'"content":"aaaaaaaaaaaaaaaa', b'{"usage":{"a":"xxxxxxxx']
+JSON_UNITS = [
+    b"x",
+    b'"aaaaaaa',
+    b"\\",
+    b"[1111111",
+    b'{"a":   ',
+    b",       ",
+    b'"content":"aaaaaaaaaaaaaaaa',
+    b'{"usage":{"a":"xxxxxxxx',
+]
 SSE_UNITS = [b"x", b"\n", b"data:\n", b"data: x\n", b"\r", b": comment", b'"content":"aaaaaaaaaaaaaaaa']
 
 

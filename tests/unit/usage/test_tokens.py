@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 import pytest
+
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles import Api
 from sluice.usage.tokens import RULES, Rule, Tally, Usage

@@ -70,7 +70,11 @@ def test_the_locks_fulfil_what_the_project_asks_for() -> None:
     asked = [Requirement(entry) for entry in entries if isinstance(entry, str)]
     locks = "\n".join(file.read_text() for file in ROOT.glob("requirements*.lock"))
     locked = {canonicalize_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", locks)}
-    unmet = [str(each) for each in asked if locked.get(canonicalize_name(each.name), "") not in each.specifier]
+    unmet = [
+        str(each)
+        for each in asked
+        if (version := locked.get(canonicalize_name(each.name))) is None or version not in each.specifier
+    ]
     assert unmet == [], "run `make lock` and commit the lock files"
 
 

@@ -4,43 +4,44 @@ from __future__ import annotations
 
 import re
 import subprocess
+import tomllib
+import zipfile
+from itertools import chain
 from pathlib import Path
 
 import pytest
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
 
 ROOT = Path(__file__).parents[2]
+SOURCE_ROOTS = ["sidecar", "operator"]
 MODULE_LINES = 500
 
 # Spelt as patterns, so that this file does not name them either.
 REGISTRY = re.compile(
-    r"\b(?:pypi|pythonhosted|npmjs|crates|rubygems|docker)\.(?:org|com|io)\b|\b(?:proxy|sum)\.golang\b|\bmaven\.(?:apache|org)\b"
+    r"\b(?:pypi|pythonhosted|npmjs|crates)\.(?:org|com|io)\b|\b(?:proxy|sum)\.golang\b|\bmaven\.(?:apache|org)\b"
 )
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:tmp|work|root|home|Users|opt/wheels)/\w")
 
 
-def tracked() -> list[Path]:
-    """Return every text file that git holds or would take in."""
-    listing = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
-        cwd=ROOT,
-        check=True,
-        capture_output=True,
-        text=True,
-    ).stdout
-    files = [ROOT / name for name in listing.split("\0") if name]
-    return [file for file in files if file.is_file() and b"\0" not in file.read_bytes()[:8192]]
+def files(folder: str = ".") -> list[Path]:
+    """Return every file that git holds, or would take in."""
+    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "--", folder]
+    names = subprocess.run(command, cwd=ROOT, check=True, capture_output=True, text=True).stdout.split("\0")
+    return [ROOT / name for name in names if name and (ROOT / name).is_file()]
 
 
 def lines_that_match(pattern: re.Pattern[str]) -> list[str]:
     return [
         f"{file.relative_to(ROOT)}:{number}: {line.strip()}"
-        for file in tracked()
+        for file in files()
         for number, line in enumerate(file.read_text(errors="replace").splitlines(), start=1)
         if pattern.search(line)
     ]
 
 
-@pytest.mark.parametrize("root", ["sidecar", "operator"])
+@pytest.mark.parametrize("root", SOURCE_ROOTS)
 def test_a_source_root_is_no_package(root: str) -> None:
     # A package named `operator` would shadow the standard library's in every Python that starts in this folder.
     assert not (ROOT / root / "__init__.py").exists(), f"{root}/ is a source root: remove {root}/__init__.py"
@@ -51,10 +52,30 @@ def test_test_folders_are_no_packages() -> None:
     assert sorted(ROOT.glob("tests/**/__init__.py")) == []
 
 
-@pytest.mark.parametrize("root", ["sidecar", "operator"])
+@pytest.mark.parametrize("root", SOURCE_ROOTS)
 def test_modules_are_short_enough_to_read_at_once(root: str) -> None:
-    lengths = {file.relative_to(ROOT): len(file.read_text().splitlines()) for file in (ROOT / root).rglob("*.py")}
+    lengths = {str(file.relative_to(ROOT)): len(file.read_text().splitlines()) for file in (ROOT / root).rglob("*.py")}
     assert {file: lines for file, lines in lengths.items() if lines > MODULE_LINES} == {}
+
+
+def test_the_wheel_holds_every_file_of_the_packages(tmp_path: Path) -> None:
+    wheel = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["standard"]))
+    packed = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    assert packed == {str(file.relative_to(ROOT / root)) for root in SOURCE_ROOTS for file in files(root)}
+
+
+def test_the_locks_fulfil_what_the_project_asks_for() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    entries = chain(project["project"]["dependencies"], *project["dependency-groups"].values())
+    asked = [Requirement(entry) for entry in entries if isinstance(entry, str)]
+    locks = "\n".join(file.read_text() for file in ROOT.glob("requirements*.lock"))
+    locked = {canonicalize_name(name): version for name, version in re.findall(r"(?m)^([\w.-]+)==(\S+)", locks)}
+    unmet = [
+        str(each)
+        for each in asked
+        if (version := locked.get(canonicalize_name(each.name))) is None or version not in each.specifier
+    ]
+    assert unmet == [], "run `make lock` and commit the lock files"
 
 
 def test_no_file_names_a_package_registry() -> None:

@@ -144,9 +144,12 @@ class StandIn:
         self._tell()
         try:
             return await self._respond(request, seen, number)
-        except (asyncio.CancelledError, ConnectionError):
+        except asyncio.CancelledError:
             seen.ending = Ending.LEFT
             raise
+        except ConnectionError:
+            seen.ending = Ending.LEFT
+            return web.Response()  # nobody is there to read it
         finally:
             self.in_flight -= 1
             self._tell()

@@ -17,8 +17,8 @@ import os
 import signal
 import sys
 import tempfile
-import textwrap
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -27,13 +27,17 @@ import anthropic
 import openai
 
 from standin import Ending, Point, Script, StandIn
-from tour_stage import KEY, Broken, Place, Screen, Whose, derived_limits, gate, loopback, sluice, soon
+from tour_stage import KEY, Broken, Place, Screen, Whose, derived_limits, gate, loopback, sluice, soon, under_way
 
 GPT: Final = "gpt-5-mini"
 CLAUDE: Final = "claude-sonnet"
 GEMINI: Final = "gemini-flash"
 PROMPT: Final = "In one sentence: why does every call want a permit?"
 ASK: Final[Any] = [{"role": "user", "content": PROMPT}]
+WARM_UPS: Final = 1
+"""Calls that reach the stand-in without the gate."""
+Use = Callable[[], Coroutine[Any, Any, int]]
+"""A call, and the tokens that its SDK says it used."""
 
 
 async def admitted_and_queued(place: Place) -> None:
@@ -52,18 +56,17 @@ async def admitted_and_queued(place: Place) -> None:
         await client.chat.completions.create(model=GPT, messages=ASK, max_tokens=40, extra_headers=mark)
         return sent, loop.time()
 
-    async with place.gpt("alice") as client:
-        calls = [asyncio.create_task(call(client, number)) for number in range(5)]
+    async with place.gpt("alice") as client, under_way(*(call(client, number) for number in range(5))) as calls:
         await soon(place.stand_in.until(lambda stand_in: stand_in.held == 2), "two calls to reach the provider")
-        queued = (await place.bucket(alice)).queued
+        await place.until(alice, lambda bucket: bucket.queued == 3, "three calls of alice to queue")
         place.stand_in.script = Script(delay_ms=400)
         place.stand_in.let_go()
-        times = await asyncio.gather(*calls)
+        times = await calls
     for place_in_line, seen in enumerate(seen for seen in place.stand_in.seen if seen.values):
         sent, answered = times[int(seen.values["x-tour-call"])]
         how = f"waited {seen.arrived - sent:.2f} s for a slot," if place_in_line >= 2 else "admitted at once,"
         place.screen.row(f"call {place_in_line + 1}", f"{how:<26} answered after {answered - sent:.2f} s")
-    place.screen.promise("with two of them at the provider, the gate held three in its queue", queued == 3)
+    place.screen.promise("while two were at the provider, the gate held three in its queue", kept=True)
     place.screen.promise("never were more than two at the provider", place.stand_in.peak == 2)
 
 
@@ -74,6 +77,7 @@ async def refused(place: Place) -> None:
         "exception, with the gate's message in it.",
     )
     place.stand_in.script = Script()
+    reasons = []
     async with place.gpt("nightly-job") as client:
         for _ in range(3):
             await client.chat.completions.create(model=GPT, messages=ASK, max_tokens=40)
@@ -81,23 +85,26 @@ async def refused(place: Place) -> None:
         try:
             await client.chat.completions.create(model=GPT, messages=ASK, max_tokens=40)
         except openai.RateLimitError as error:
-            _show_refusal(place.screen, "openai.RateLimitError", error, f"type {error.type}, code {error.code}")
+            reasons.append(_shown(place.screen, "openai", error, f"type {error.type}, code {error.code}"))
     async with place.claude("carol") as claude:
         try:
             await claude.messages.create(model=CLAUDE, max_tokens=40_000, messages=ASK, stream=True)
         except anthropic.RateLimitError as error:
-            _show_refusal(place.screen, "anthropic.RateLimitError", error, f"type {error.type}")
-    place.screen.promise("both were refused before they reached the provider", len(place.stand_in.seen) == at_provider)
+            reasons.append(_shown(place.screen, "anthropic", error, f"type {error.type}"))
+    named = [name in reason for name, reason in zip(("nightly-job", "carol"), reasons, strict=False)]
+    place.screen.promise("both SDKs said who had reached which limit", named == [True, True])
+    place.screen.promise("neither call reached the provider", len(place.stand_in.seen) == at_provider)
 
 
-def _show_refusal(
-    screen: Screen, name: str, error: openai.APIStatusError | anthropic.APIStatusError, kind: str
-) -> None:
+def _shown(screen: Screen, sdk: str, error: openai.RateLimitError | anthropic.RateLimitError, kind: str) -> str:
+    """Show a refusal; the message that came with it."""
     body = error.body if isinstance(error.body, dict) else {}
+    message = str(body.get("error", body).get("message", error.message))
     wait = error.response.headers.get("retry-after")
-    screen.row(name, body.get("error", body).get("message", "(no message)"))
+    screen.row(f"{sdk}.{type(error).__name__}", message)
     screen.row("", f"status {error.status_code}, {kind}, " + (f"retry-after: {wait}" if wait else "no retry helps"))
     print()
+    return message
 
 
 async def settled(place: Place) -> None:
@@ -109,33 +116,33 @@ async def settled(place: Place) -> None:
     place.stand_in.script = Script(hold=Point.START, input_tokens=30, output_tokens=12, gzip=True)
     gpt, claude, team = place.gpt("bob"), place.claude("bob"), Whose("gemini", "Org", "team-a")
     by_gpt, by_claude = Whose("openai", "User", "bob"), Whose("anthropic", "User", "bob")
-    calls: list[tuple[str, Whose, Coroutine[Any, Any, int]]] = [
-        ("chat.completions", by_gpt, _chat(gpt)),
-        ("chat.completions, stream", by_gpt, _chat_stream(gpt)),
-        ("responses", by_gpt, _responses(gpt)),
-        ("responses, stream", by_gpt, _responses_stream(gpt)),
-        ("messages", by_claude, _messages(claude)),
-        ("messages, stream", by_claude, _messages_stream(claude)),
-        ("generateContent", team, _gemini(place, "generateContent")),
-        ("streamGenerateContent", team, _gemini(place, "streamGenerateContent?alt=sse")),
+    calls: list[tuple[str, Whose, Use]] = [
+        ("chat.completions", by_gpt, partial(_chat, gpt)),
+        ("chat.completions, stream", by_gpt, partial(_chat_stream, gpt)),
+        ("responses", by_gpt, partial(_responses, gpt)),
+        ("responses, stream", by_gpt, partial(_responses_stream, gpt)),
+        ("messages", by_claude, partial(_messages, claude)),
+        ("messages, stream", by_claude, partial(_messages_stream, claude)),
+        ("generateContent", team, partial(_gemini, place, "generateContent")),
+        ("streamGenerateContent", team, partial(_gemini, place, "streamGenerateContent?alt=sse")),
     ]
     place.screen.row("", f"{'reserved':>10}{'used, says the SDK':>24}{'counted':>12}")
     async with gpt, claude:
         kept = [await _settle(place, *call) for call in calls]
-    place.screen.promise("what is counted is what the provider says was used", all(kept))
+    place.screen.promise("each reserved an estimate, and is counted by what the provider says it used", all(kept))
 
 
-async def _settle(place: Place, name: str, whose: Whose, call: Coroutine[Any, Any, int]) -> bool:
+async def _settle(place: Place, name: str, whose: Whose, use: Use) -> bool:
     """Make one call, and look at its bucket while it runs and after."""
     before = (await place.bucket(whose)).tokens
-    running = asyncio.create_task(call)
-    await soon(place.stand_in.until(lambda stand_in: stand_in.held == 1), f"{name} to reach the provider")
-    during = (await place.bucket(whose)).tokens
-    place.stand_in.let_go()
-    used = await running
+    async with under_way(use()) as call:
+        await soon(place.stand_in.until(lambda stand_in: stand_in.held == 1), f"{name} to reach the provider")
+        reserved = (await place.bucket(whose)).tokens - before
+        place.stand_in.let_go()
+        (used,) = await call
     counted = await place.counted(whose) - before
-    place.screen.row(name, f"{during - before:>10}{used:>24}{counted:>12}")
-    return counted == used
+    place.screen.row(name, f"{reserved:>10}{used:>24}{counted:>12}")
+    return reserved > 0 and counted == used
 
 
 async def _chat(client: openai.AsyncOpenAI) -> int:
@@ -217,12 +224,19 @@ async def _broken_off(place: Place, user: str, script: Script) -> tuple[Ending, 
 
 
 async def the_books(place: Place) -> None:
-    place.screen.section("The books", f"sluice status --admin {place.admin}")
-    table = await sluice("status", "--admin", place.admin)
-    output, _ = await table.communicate()
-    print(textwrap.indent(output.decode().rstrip(), "   "))
+    place.screen.section("The books", f"$ sluice status --admin {place.admin}")
+    command = await sluice("status", "--admin", place.admin)
+    table, _ = await command.communicate()
+    for line in table.decode().splitlines():
+        place.screen.quote(line)
     print()
-    place.screen.promise("the command ended well", table.returncode == 0)
+    async with place.http.get(f"http://{place.admin}/status") as response:
+        totals = (await response.json())["totals"]
+    closed = totals["committed"] + totals["estimated"] + totals["refunded"]
+    reached = len(place.stand_in.seen) - WARM_UPS
+    place.screen.promise("the command answered", command.returncode == 0)
+    place.screen.promise(f"{reached} calls reached a provider: each was admitted", totals["admitted"] == reached)
+    place.screen.promise("each of them is closed, with its usage or an estimate", closed == reached)
 
 
 async def stay(place: Place) -> None:

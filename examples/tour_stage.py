@@ -10,10 +10,10 @@ import socket
 import sys
 import textwrap
 from asyncio.subprocess import Process
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Final, NamedTuple
+from typing import IO, Any, Final, NamedTuple, TypeVar
 
 import aiohttp
 import anthropic
@@ -26,10 +26,13 @@ HERE: Final = Path(__file__).parent
 ENVOY: Final = HERE.parent / ".tools/envoy/envoy/_bin/envoy"
 WIDTH: Final = 100
 KEY: Final = "no-key-is-needed-here"
-START_WITHIN: Final = 20.0
+START_WITHIN: Final = 60.0
 END_WITHIN: Final = 15.0
-SOON: Final = 5.0
+SOON: Final = 10.0
 """Seconds after which what should have happened is said not to happen."""
+
+
+T = TypeVar("T")
 
 
 class Broken(Exception):
@@ -50,12 +53,25 @@ class Screen:
         self.text(about)
         print(flush=True)
 
-    def text(self, text: str, indent: str = "   ") -> None:
-        print(textwrap.fill(text, WIDTH, initial_indent=indent, subsequent_indent=indent), flush=True)
+    def text(self, text: str) -> None:
+        self._wrapped(text, "   ", "   ")
 
     def row(self, name: str, text: str) -> None:
         """A name and what there is to say of it, wrapped under itself."""
-        print(textwrap.fill(text, WIDTH, initial_indent=f"   {name:<26}", subsequent_indent=" " * 29), flush=True)
+        self._wrapped(text, f"   {name:<25} ", " " * 29)
+
+    def quote(self, line: str) -> None:
+        """A line of somebody else. One with columns stays as it is, however long."""
+        if "  " in line:
+            print(line, flush=True)
+        else:
+            self._wrapped(line, "", "  ")
+
+    def _wrapped(self, text: str, first: str, others: str) -> None:
+        lines = textwrap.TextWrapper(
+            WIDTH, initial_indent=first, subsequent_indent=others, break_on_hyphens=False, break_long_words=False
+        )
+        print(lines.fill(text), flush=True)
 
     def promise(self, text: str, kept: bool) -> None:
         print(f"   {'✓' if kept else '✗'} {text}", flush=True)
@@ -107,14 +123,19 @@ class Place:
                 return Bucket(bucket["inFlight"], bucket["queued"], bucket["windows"]["tokensPerMinute"]["used"])
         return Bucket(0, 0, 0)
 
-    async def counted(self, whose: Whose) -> int:
-        """The tokens of a bucket once no call of it is in flight: a call is settled just after its answer ended."""
+    async def until(self, whose: Whose, holds: Callable[[Bucket], bool], what: str) -> Bucket:
+        """Look at a bucket until something holds of it. Raises `Broken` if it does not hold soon."""
         for _ in range(int(SOON / 0.02)):
             bucket = await self.bucket(whose)
-            if bucket.in_flight == 0:
-                return bucket.tokens
+            if holds(bucket):
+                return bucket
             await asyncio.sleep(0.02)
-        raise Broken(f"a call of {whose.subject} at {whose.provider} is in flight {SOON:.0f} s after its end")
+        raise Broken(f"waited {SOON:.0f} s for {what}, in vain")
+
+    async def counted(self, whose: Whose) -> int:
+        """The tokens of a bucket once no call of it is in flight: a call is settled just after its answer ended."""
+        what = f"the last call of {whose.subject} to be settled"
+        return (await self.until(whose, lambda bucket: bucket.in_flight == 0, what)).tokens
 
 
 async def sluice(*arguments: str, output: int | IO[bytes] = asyncio.subprocess.PIPE) -> Process:
@@ -163,6 +184,17 @@ async def _what_keeps_it(process: Process, admin: str, http: aiohttp.ClientSessi
                     return ""
         await asyncio.sleep(0.05)
     return f"is not ready after {START_WITHIN:.0f} s"
+
+
+@contextlib.asynccontextmanager
+async def under_way(*calls: Coroutine[Any, Any, T]) -> AsyncIterator[asyncio.Future[list[T]]]:
+    """Calls that run at the same time; none of them outlives the block."""
+    together = asyncio.gather(*calls)
+    try:
+        yield together
+    finally:
+        together.cancel()
+        await asyncio.gather(together, return_exceptions=True)
 
 
 async def soon(what: Awaitable[None], name: str) -> None:

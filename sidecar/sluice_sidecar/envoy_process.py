@@ -31,7 +31,7 @@ LAST_WORDS: Final = 5
 """Errors in Envoy's log that are told again when it has ended."""
 LONGEST_LINE: Final = 64 * 1024
 QUIET: Final = "misc:error"
-"""Envoy says of each message of `ai_protocol_manager` that it is work in progress; `docs/envoy.md` says why we use it."""
+"""Envoy says of each message of `ai_protocol_manager` that it is work in progress: see `docs/envoy.md`."""
 _LEVELS: Final = {
     "[debug]": logging.DEBUG,
     "[info]": logging.INFO,

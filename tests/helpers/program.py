@@ -104,14 +104,16 @@ class Program:
         self._news.set()
 
 
-async def eventually(holds: Callable[[], Awaitable[bool]], now: Callable[[], str] = str) -> None:
+async def eventually(
+    holds: Callable[[], Awaitable[bool]], now: Callable[[], str] = str, seconds: float = SOON_SECONDS
+) -> None:
     """Wait until it holds; fail, with what there is `now`, if it does not soon."""
     try:
-        async with asyncio.timeout(SOON_SECONDS):
+        async with asyncio.timeout(seconds):
             while not await holds():  # noqa: ASYNC110  another process: nobody tells us
                 await asyncio.sleep(0.01)
     except TimeoutError:
-        raise AssertionError(f"not within {SOON_SECONDS} s; now: {now()}") from None
+        raise AssertionError(f"not within {seconds} s; now: {now()}") from None
 
 
 @asynccontextmanager

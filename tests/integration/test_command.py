@@ -14,10 +14,10 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
-from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1 import health_pb2
 
 from helpers.envoy import short_folder
-from helpers.program import Program, children, eventually, has_child, has_ended, running, sluice
+from helpers.program import READY_SECONDS, Program, children, eventually, has_child, has_ended, running, sluice
 from helpers.system import limits
 from sluice import __version__
 from standin import StandIn
@@ -100,7 +100,12 @@ async def test_without_envoy_it_serves_where_it_is_told_to(file: Path, folder: P
         ready = await program.line("ready:")
         for target in (f"unix:{gate}", ready.rpartition(" and ")[2].partition(";")[0]):
             async with grpc.aio.insecure_channel(target) as channel:
-                answer = await health_pb2_grpc.HealthStub(channel).Check(health_pb2.HealthCheckRequest())
+                check = channel.unary_unary(
+                    "/grpc.health.v1.Health/Check",
+                    health_pb2.HealthCheckRequest.SerializeToString,
+                    health_pb2.HealthCheckResponse.FromString,
+                )
+                answer = await check(health_pb2.HealthCheckRequest())
             assert answer.status == health_pb2.HealthCheckResponse.SERVING
         assert children(program.process.pid) == []
         assert await program.end() == 0
@@ -181,7 +186,7 @@ async def test_a_second_signal_ends_it_at_once(file: Path, provider: StandIn) ->
 
 async def test_a_signal_during_the_start_ends_it(file: Path) -> None:
     async with running(*with_envoy(file), ready=False) as program:
-        await eventually(lambda: has_child(program))
+        await eventually(lambda: has_child(program), seconds=READY_SECONDS)
         assert await program.end() == 0
 
 
@@ -231,7 +236,7 @@ async def test_a_port_in_use_is_said_in_a_sentence(file: Path, folder: Path) -> 
         calls = await sluice("run", "-f", file, "--envoy", "--listen", port, "--admin", "127.0.0.1:0")
 
     assert [ended.code for ended in (admin, services, calls)] == [1, 1, 1]
-    assert admin.err == f"sluice: --admin {port}: cannot be served: address already in use\n"
+    assert admin.err == f"sluice: --admin {port}: cannot be served: Address already in use\n"
     assert services.err.splitlines()[-1] == f"sluice: cannot serve gRPC at {port}: is it in use?"
     assert port in calls.err.splitlines()[-1]
     assert "Address already in use" in calls.err.splitlines()[-1]

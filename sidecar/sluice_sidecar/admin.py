@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Final
@@ -45,7 +46,7 @@ class Admin:
             await site.start()
         except OSError as error:
             await self._runner.cleanup()
-            raise Failed(f"--admin {address}: cannot be served: {error.strerror or error}") from error
+            raise Failed(f"--admin {address}: cannot be served: {os.strerror(error.errno or 0)}") from error
         if isinstance(address, Path):
             return address
         return TcpAddress(address.host, self._runner.addresses[0][1])

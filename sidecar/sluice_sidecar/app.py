@@ -237,10 +237,12 @@ class Sidecar:
         left = 0 if idle.done() else await self._calls()
         idle.cancel()
         hurried.cancel()
-        if left:
-            logger.warning("%d calls are cut; those that had begun keep their estimates", left)
-        else:
-            logger.info("every call has ended")
+        totals = self._engine.totals().totals
+        logger.info(
+            "%s: %d calls admitted, %d committed, %d estimated, %d refunded",
+            f"{left} call{'s are' if left > 1 else ' is'} cut" if left else "every call has ended",
+            totals.admitted, totals.committed, totals.estimated, totals.refunded,
+        )  # fmt: skip
         return 1 if hurry.is_set() and left else 0
 
     async def _until_idle(self) -> None:

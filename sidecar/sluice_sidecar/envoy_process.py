@@ -28,10 +28,10 @@ LIVE_WITHIN: Final = 30.0
 """Seconds for Envoy to start: it takes about one."""
 POLL: Final = 0.05
 LAST_WORDS: Final = 5
-"""Lines of Envoy's log that are told again when it has ended."""
+"""Errors in Envoy's log that are told again when it has ended."""
 LONGEST_LINE: Final = 64 * 1024
 QUIET: Final = "misc:error"
-"""Envoy says of every message of `ai_protocol_manager` that it is work in progress; `docs/envoy.md` says why we use it."""
+"""Envoy says of each message of `ai_protocol_manager` that it is work in progress: see `docs/envoy.md`."""
 _LEVELS: Final = {
     "[debug]": logging.DEBUG,
     "[info]": logging.INFO,
@@ -160,5 +160,6 @@ class EnvoyProcess:
             level, _, text = line.rstrip().partition(" ")
             if level not in _LEVELS:
                 level, text = "[error]", line.rstrip()
-            self._tail.append(text)
+            if _LEVELS[level] >= logging.ERROR:
+                self._tail.append(text)
             logger.log(_LEVELS[level], "%s", text)

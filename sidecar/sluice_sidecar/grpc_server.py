@@ -10,11 +10,11 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
 from sluice.core.limits import SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import HEADERS
 from sluice.usage.tokens import Rule
-
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (

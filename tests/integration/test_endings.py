@@ -10,8 +10,8 @@ from typing import Any
 
 import aiohttp
 import pytest
-from helpers.system import System, limits, running_system
 
+from helpers.system import System, limits, running_system
 from sluice_sidecar.envoy_config import UsageSource
 
 PROMPT = "How many tokens does this question cost?"

@@ -111,6 +111,8 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
             grpc_service=gate_service(), transport_api_version=core.ApiVersion.V3
         ),
         disable_x_envoy_ratelimited_header=True,
+        # Every gated answer tells what is left of the tightest limit: x-ratelimit-limit, -remaining, -reset.
+        enable_x_ratelimit_headers=ratelimit.RateLimitXRateLimitHeadersRfcVersion.DRAFT_VERSION_03,
     )
 
 

@@ -64,9 +64,7 @@ class JsonScanner:
             mark = data[pos : pos + 1]
             pos += 1
             if mark == b'"':
-                self._in_string = True
-                if not self._skipped:
-                    self._text.clear()
+                self._begin_string()
             elif self._skipped:
                 self._skipped += (mark in b"{[") - (mark in b"}]")
             elif mark in b"{[":
@@ -79,6 +77,11 @@ class JsonScanner:
                 self._end_member(mark)
         if not self.done:
             self._keep(data, start, size)
+
+    def _begin_string(self) -> None:
+        self._in_string = True
+        if not self._skipped:
+            self._text.clear()
 
     def _read_string(self, data: bytes, pos: int) -> int:
         """Read a string on from `pos`; returns where it, or the data, ends."""

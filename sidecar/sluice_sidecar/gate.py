@@ -13,7 +13,6 @@ from sluice.core.engine import Engine
 from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
-
 from sluice_sidecar.identity import fixed_subjects
 
 HOUSEKEEPING = 0.25

@@ -24,7 +24,6 @@ from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api
-
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.identity import ENTRIES, subject

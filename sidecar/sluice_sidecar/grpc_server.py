@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
 from typing import Any, Final
 
 import grpc
@@ -16,6 +15,7 @@ from sluice.usage.headers import HEADERS
 from sluice.usage.tokens import Rule
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.protos import (
     ACCESS_LOG,
     EXT_PROC,
@@ -49,7 +49,7 @@ class GrpcServer:
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
         # grpcio is given no serializers: what fails in one is answered UNKNOWN, and its traceback logged.
-        handlers = (
+        handlers: tuple[tuple[str, str, Any], ...] = (
             (RATE_LIMIT, "ShouldRateLimit", grpc.unary_unary_rpc_method_handler(self._should_rate_limit)),
             (EXT_PROC, "Process", grpc.stream_stream_rpc_method_handler(self._process)),
             (ACCESS_LOG, "StreamAccessLogs", grpc.stream_unary_rpc_method_handler(self._stream_access_logs)),
@@ -98,13 +98,14 @@ class GrpcServer:
     async def _process(self, _: Any, context: Any) -> None:
         stream = self._calls.open()
         try:
-            while (data := await context.read()) is not grpc.aio.EOF:
-                if stream.feed(ProcessingRequest.FromString(data)):
-                    return
+            try:
+                while (data := await context.read()) is not grpc.aio.EOF:
+                    if stream.feed(ProcessingRequest.FromString(data)):
+                        return
+            finally:
+                stream.close()
         except Exception as error:  # noqa: BLE001  Envoy reads no answer: the log is all there is
             _report("a call could not be followed to its end", error)
-        finally:
-            stream.close()
 
     async def _stream_access_logs(self, _: Any, context: Any) -> bytes:
         while (data := await context.read()) is not grpc.aio.EOF:
@@ -117,9 +118,3 @@ class GrpcServer:
 
 def _report(what: str, error: BaseException) -> None:
     logger.error("%s: %s", what, whereabouts(error))
-
-
-def whereabouts(error: BaseException) -> str:
-    """The kind of an error and the lines it came through, without its message: that may quote what a caller sent."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} at " + " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames))

@@ -20,9 +20,10 @@ from __future__ import annotations
 from typing import Any, Final
 
 from sluice.core.permits import Permit, Settled
+from sluice.usage.estimate import Estimate
 from sluice.usage.headers import HEADERS, usage_from_headers
 from sluice.usage.readers import UsageReader, reader_for
-from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, Settlement, settle
 from sluice.usage.tokens import Rule, Usage
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
@@ -59,21 +60,24 @@ class WatchedCalls:
         """Take a message of Envoy's access log of cut calls (`envoy.service.accesslog.v3.AccessLogService`)."""
         for entry in message.http_logs.log_entry:
             lease = lease_in(entry.common_properties.metadata)
-            stream = self.streams.get(lease) or self.open()
-            stream.cut(lease)
+            if lease:
+                stream = self.streams.get(lease) or self.open()
+                stream.cut(lease, entry.response.response_code.value)
 
 
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_permit", "_reader", "_sees_body", "_status", "_usage")
+    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_permit", "_reader", "_sees_body", "_status",
+                 "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
 
     def __init__(self, calls: WatchedCalls) -> None:
         self._calls = calls
         self._permit: Permit | None = None
         self._facts: CallFacts | None = None
         self._status: int | None = None
-        self._usage: Usage | None = None
+        self._usage_of_headers: Usage | None = None
+        self._usage_of_envoy: Usage | None = None
         self._reader: UsageReader | None = None
         self._sees_body = False
         self._ended = False
@@ -81,27 +85,26 @@ class CallStream:
 
     def feed(self, message: ProcessingRequest) -> bool:
         """Take one message. True if nothing more is of interest, and the stream may be ended."""
-        kind = message.WhichOneof("request")
-        if kind == "request_headers":
-            return not self._claim(lease_in(message.metadata_context))
-        if self._permit is None:
+        if self._permit is None and not self._claim(lease_in(message.metadata_context)):
             return True
+        kind = message.WhichOneof("request")
         if kind == "response_headers":
             self._see_headers(message.response_headers)
         elif kind == "response_body":
             self._see_body(message.response_body)
         elif kind == "response_trailers":
             self._ended = True
-        if self._usage is None:
-            self._usage = _envoys_usage(message.metadata_context.typed_filter_metadata)
+        self._see_envoys_usage(message.metadata_context.typed_filter_metadata)
         if self._ended:
             self.close()
         return self._ended
 
-    def cut(self, lease: str) -> None:
-        """The call was cut: it ends now."""
+    def cut(self, lease: str, status: int) -> None:
+        """The call was cut: it ends now. `status` is the one its client was answered with, 0 if there was none."""
         if self._permit is not None or self._claim(lease):
             self._cut = True
+            # The stream may still be about to tell of an answer that Envoy made up, for a provider out of reach.
+            self._status = self._status or status or None
             self.close()
 
     def close(self) -> None:
@@ -109,21 +112,23 @@ class CallStream:
         permit, self._permit = self._permit, None
         if permit is None or self._facts is None:
             return
-        del self._calls.streams[permit.lease]
+        self._calls.streams.pop(permit.lease, None)
+        now = self._calls.gate.clock()
+        try:
+            settlement = self._settlement(self._facts.estimate)
+            if settlement.tokens is not None:
+                permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
+        finally:
+            permit.release(now)
+
+    def _settlement(self, estimate: Estimate) -> Settlement:
         # Where the body is watched, its end is seen. Where it is not, a stream that just closes belongs to a whole
         # answer that told no usage, or to an Envoy that died; cuts are told.
         complete = self._ended or not (self._cut or self._sees_body)
-        usage, seen = self._usage, 0
-        if usage is not None:
-            complete = True
-        elif self._reader is not None:
+        usage, seen = self._usage_of_headers or self._usage_of_envoy, 0
+        if usage is None and self._reader is not None:
             usage, seen = self._reader.finish(), self._reader.seen_output
-            complete = complete or (usage is not None and not usage.partial)
-        settlement = settle(self._status, usage, self._facts.estimate, complete=complete, seen_output=seen)
-        now = self._calls.gate.clock()
-        if settlement.tokens is not None:
-            permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
-        permit.release(now)
+        return settle(self._status, usage, estimate, complete=complete, seen_output=seen)
 
     def _claim(self, lease: str) -> bool:
         permit = self._calls.gate.engine.claim(lease, self._calls.gate.clock()) if lease else None
@@ -134,13 +139,14 @@ class CallStream:
         return True
 
     def _see_headers(self, headers: Any) -> None:
-        values = {header.key: header.raw_value for header in headers.headers.headers}
+        # Older Envoys send `value`; the present one leaves it empty.
+        values = {header.key: header.raw_value or header.value.encode() for header in headers.headers.headers}
         status = values.get(":status", b"")
         self._status = int(status) if len(status) == 3 and status.isdigit() else None
         # An error is the end of the matter: what follows only explains it.
         self._ended = headers.end_of_stream or (self._status or 0) >= FIRST_REFUNDED_STATUS
-        self._usage = usage_from_headers(values.items(), self._calls.headers)
-        if self._facts is not None and self._usage is None:
+        self._usage_of_headers = usage_from_headers(values.items(), self._calls.headers)
+        if self._facts is not None and self._usage_of_headers is None:
             self._reader = reader_for(
                 self._facts.api,
                 values.get("content-type", b"").decode("latin-1"),
@@ -154,15 +160,14 @@ class CallStream:
         if body.end_of_stream:
             self._ended = True
 
-
-def _envoys_usage(metadata: Any) -> Usage | None:
-    """What Envoy's `ai_protocol_manager` has read; None if it has not spoken (yet)."""
-    if USAGE_NAMESPACE not in metadata:
-        return None
-    told = TokenUsage.FromString(metadata[USAGE_NAMESPACE].value)
-    return Usage(
-        told.input_tokens.value if told.HasField("input_tokens") else None,
-        told.output_tokens.value if told.HasField("output_tokens") else None,
-        told.provider_total_tokens.value if told.HasField("provider_total_tokens") else None,
-        told.extraction_status != COMPLETE,
-    )
+    def _see_envoys_usage(self, metadata: Any) -> None:
+        """What Envoy's `ai_protocol_manager` has read, once it speaks."""
+        if USAGE_NAMESPACE not in metadata:
+            return
+        told = TokenUsage.FromString(metadata[USAGE_NAMESPACE].value)
+        self._usage_of_envoy = Usage(
+            told.input_tokens.value if told.HasField("input_tokens") else None,
+            told.output_tokens.value if told.HasField("output_tokens") else None,
+            told.provider_total_tokens.value if told.HasField("provider_total_tokens") else None,
+            told.extraction_status != COMPLETE,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -14,6 +15,9 @@ from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
 from sluice_sidecar.identity import fixed_subjects
+from sluice_sidecar.logs import whereabouts
+
+logger = logging.getLogger(__name__)
 
 HOUSEKEEPING = 0.25
 """Seconds between two looks at leases and idle buckets."""
@@ -47,6 +51,7 @@ class Gate:
             {name: Policy(p, fixed_subjects(p, environ)) for name, p in configuration.providers.items()}
         )
         self.engine.swap(configuration.rules, self.clock())
+        self._arm()
 
     def start(self) -> None:
         """Begin housekeeping; call it on the loop that will serve."""
@@ -90,14 +95,16 @@ class Gate:
 
     def _tick(self) -> None:
         self._armed, self._timer = NEVER, None
-        self.engine.advance(self.clock())
-        self._arm()
+        self._advance()
 
     async def _keep_house(self) -> None:
         while True:
             await asyncio.sleep(HOUSEKEEPING)
-            self._tick_housekeeping()
+            self._advance()
 
-    def _tick_housekeeping(self) -> None:
-        self.engine.advance(self.clock())
+    def _advance(self) -> None:
+        try:
+            self.engine.advance(self.clock())
+        except Exception as error:  # noqa: BLE001  the next look may go better; without one no permit would ever expire
+            logger.error("the time could not be told to the engine: %s", whereabouts(error))  # noqa: TRY400
         self._arm()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import traceback
-from collections.abc import AsyncIterator
 from typing import Any, Final
 
 import grpc
@@ -17,16 +15,15 @@ from sluice.usage.headers import HEADERS
 from sluice.usage.tokens import Rule
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.protos import (
     ACCESS_LOG,
     EXT_PROC,
     RATE_LIMIT,
+    DecodeError,
     ProcessingRequest,
-    ProcessingResponse,
-    RateLimitRequest,
-    RateLimitResponse,
     StreamAccessLogsMessage,
-    StreamAccessLogsResponse,
+    rate_limit_request,
 )
 from sluice_sidecar.rls import InvalidRequest, RateLimitService
 
@@ -51,37 +48,14 @@ class GrpcServer:
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
+        # grpcio is given no serializers: what fails in one is answered UNKNOWN, and its traceback logged.
+        handlers: tuple[tuple[str, str, Any], ...] = (
+            (RATE_LIMIT, "ShouldRateLimit", grpc.unary_unary_rpc_method_handler(self._should_rate_limit)),
+            (EXT_PROC, "Process", grpc.stream_stream_rpc_method_handler(self._process)),
+            (ACCESS_LOG, "StreamAccessLogs", grpc.stream_unary_rpc_method_handler(self._stream_access_logs)),
+        )
         self._server.add_generic_rpc_handlers(
-            (
-                grpc.method_handlers_generic_handler(
-                    RATE_LIMIT,
-                    {
-                        "ShouldRateLimit": grpc.unary_unary_rpc_method_handler(
-                            self._should_rate_limit,
-                            RateLimitRequest.FromString,
-                            RateLimitResponse.SerializeToString,
-                        )
-                    },
-                ),
-                grpc.method_handlers_generic_handler(
-                    EXT_PROC,
-                    {
-                        "Process": grpc.stream_stream_rpc_method_handler(
-                            self._process, ProcessingRequest.FromString, ProcessingResponse.SerializeToString
-                        )
-                    },
-                ),
-                grpc.method_handlers_generic_handler(
-                    ACCESS_LOG,
-                    {
-                        "StreamAccessLogs": grpc.stream_unary_rpc_method_handler(
-                            self._stream_access_logs,
-                            StreamAccessLogsMessage.FromString,
-                            StreamAccessLogsResponse.SerializeToString,
-                        )
-                    },
-                ),
-            )
+            [grpc.method_handlers_generic_handler(service, {method: handler}) for service, method, handler in handlers]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
 
@@ -105,37 +79,42 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await self._server.stop(grace)
 
-    async def _should_rate_limit(self, request: RateLimitRequest, context: Any) -> RateLimitResponse:
+    async def _should_rate_limit(self, data: bytes, context: Any) -> bytes:
         remaining = context.time_remaining()
         patience = NEVER if remaining is None else max(0, int(remaining * SECOND) - ANSWER_MARGIN)
         try:
-            return await self._rate_limit.should_rate_limit(request, patience)
+            response = await self._rate_limit.should_rate_limit(rate_limit_request(data), patience)
+            return bytes(response.SerializeToString())
+        except DecodeError:
+            code, details = grpc.StatusCode.INVALID_ARGUMENT, "the request is no RateLimitRequest"
         except InvalidRequest as error:
             code, details = grpc.StatusCode.INVALID_ARGUMENT, str(error)
         except Exception as error:  # noqa: BLE001  Envoy's failure mode decides, and the log says where to look
             code, details = grpc.StatusCode.INTERNAL, "the gate failed to decide; its log says where"
-            logger.error("a decision failed: %s", whereabouts(error))  # noqa: TRY400  messages may hold header values
+            _report("a decision failed", error)
         await context.abort(code, details)
         raise AssertionError  # abort has raised
 
     async def _process(self, _: Any, context: Any) -> None:
         stream = self._calls.open()
         try:
-            while (message := await context.read()) is not grpc.aio.EOF:
-                if stream.feed(message):
-                    return
-        except Exception as error:  # noqa: BLE001
-            logger.error("a watched call could not be followed: %s", whereabouts(error))  # noqa: TRY400
-        finally:
-            stream.close()
+            try:
+                while (data := await context.read()) is not grpc.aio.EOF:
+                    if stream.feed(ProcessingRequest.FromString(data)):
+                        return
+            finally:
+                stream.close()
+        except Exception as error:  # noqa: BLE001  Envoy reads no answer: the log is all there is
+            _report("a call could not be followed to its end", error)
 
-    async def _stream_access_logs(self, messages: AsyncIterator[StreamAccessLogsMessage], _: Any) -> Any:
-        async for message in messages:
-            self._calls.feed_log(message)
-        return StreamAccessLogsResponse()
+    async def _stream_access_logs(self, _: Any, context: Any) -> bytes:
+        while (data := await context.read()) is not grpc.aio.EOF:
+            try:
+                self._calls.feed_log(StreamAccessLogsMessage.FromString(data))
+            except Exception as error:  # noqa: BLE001  the next message is about another call
+                _report("a message of the access log could not be read", error)
+        return b""  # a StreamAccessLogsResponse has no fields
 
 
-def whereabouts(error: BaseException) -> str:
-    """The kind of an error and the lines it came through, without its message: that may quote what a caller sent."""
-    frames = traceback.extract_tb(error.__traceback__)
-    return f"{type(error).__name__} at " + " < ".join(f"{f.name}:{f.lineno}" for f in reversed(frames))
+def _report(what: str, error: BaseException) -> None:
+    logger.error("%s: %s", what, whereabouts(error))

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import traceback
 from datetime import UTC, datetime
 
 from sluice_sidecar.settings import LogFormat
@@ -47,3 +48,9 @@ class JsonLines(logging.Formatter):
 def utc(seconds: float) -> str:
     """Seconds since 1970 as RFC 3339 writes them, to the millisecond."""
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
+def whereabouts(error: BaseException) -> str:
+    """The kind of an error and the lines it came through, without its message: that may quote what a caller sent."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return f"{type(error).__name__} at " + " < ".join(f"{frame.name}:{frame.lineno}" for frame in reversed(frames))

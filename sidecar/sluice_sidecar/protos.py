@@ -2,16 +2,20 @@
 
 `TokenUsage` is built here: the published packages do not have it yet. Fields as in envoy/data/ai/v3/token_usage.proto
 of Envoy 1.40, where it is marked work in progress; the tests compare it with what a real Envoy 1.40 sends.
+
+A header may hold any byte, and Envoy puts headers into the strings of a rate-limit request as they are. Such a request
+must be understood all the same: one that the gate fails to answer is let through by `failurePolicy: Allow`.
 """
 
 from __future__ import annotations
 
 from typing import Any, Final
 
-from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage, StreamAccessLogsResponse
-from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest, ProcessingResponse
+from envoy.service.accesslog.v3.als_pb2 import StreamAccessLogsMessage
+from envoy.service.ext_proc.v3.external_processor_pb2 import ProcessingRequest
 from envoy.service.ratelimit.v3.rls_pb2 import RateLimitRequest, RateLimitResponse
 from google.protobuf import descriptor_pb2, descriptor_pool, message_factory, wrappers_pb2
+from google.protobuf.message import DecodeError
 
 __all__ = [
     "ACCESS_LOG",
@@ -20,13 +24,13 @@ __all__ = [
     "LEASE_NAMESPACE",
     "RATE_LIMIT",
     "USAGE_NAMESPACE",
+    "DecodeError",
     "ProcessingRequest",
-    "ProcessingResponse",
     "RateLimitRequest",
     "RateLimitResponse",
     "StreamAccessLogsMessage",
-    "StreamAccessLogsResponse",
     "TokenUsage",
+    "rate_limit_request",
 ]
 
 RATE_LIMIT: Final = "envoy.service.ratelimit.v3.RateLimitService"
@@ -37,29 +41,52 @@ LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
 """Where Envoy's `ai_protocol_manager` filter puts the usage that it has read."""
 
+_FIELD: Final = descriptor_pb2.FieldDescriptorProto
 _COUNT: Final = ".google.protobuf.UInt64Value"
 
 
 def _token_usage() -> Any:
-    field = descriptor_pb2.FieldDescriptorProto
-    message = descriptor_pb2.DescriptorProto(name="TokenUsage")
+    file = _file("usage")
+    usage = file.message_type.add(name="TokenUsage")
     for number, name in ((3, "input_tokens"), (4, "output_tokens"), (5, "total_tokens"), (8, "provider_total_tokens")):
-        message.field.add(name=name, number=number, type=field.TYPE_MESSAGE, label=field.LABEL_OPTIONAL,
-                          type_name=_COUNT)  # fmt: skip
-    message.field.add(name="extraction_status", number=9, type=field.TYPE_INT32, label=field.LABEL_OPTIONAL)
-    file = descriptor_pb2.FileDescriptorProto(
-        name="sluice/token_usage.proto",
-        package="sluice",
+        usage.field.add(name=name, number=number, type=_FIELD.TYPE_MESSAGE, type_name=_COUNT)
+    usage.field.add(name="extraction_status", number=9, type=_FIELD.TYPE_INT32)
+    return _message(file, "TokenUsage")
+
+
+def _request_of_bytes() -> Any:
+    """`RateLimitRequest` with bytes where it has strings: on the wire they are the same."""
+    file, many = _file("ratelimit"), _FIELD.LABEL_REPEATED
+    request = file.message_type.add(name="Request")
+    request.field.add(name="descriptors", number=2, type=_FIELD.TYPE_MESSAGE, type_name="Descriptor", label=many)
+    request.field.add(name="hits_addend", number=3, type=_FIELD.TYPE_UINT32)
+    descriptor = file.message_type.add(name="Descriptor")
+    descriptor.field.add(name="entries", number=1, type=_FIELD.TYPE_MESSAGE, type_name="Entry", label=many)
+    descriptor.field.add(name="hits_addend", number=3, type=_FIELD.TYPE_MESSAGE, type_name=_COUNT)
+    entry = file.message_type.add(name="Entry")
+    entry.field.add(name="key", number=1, type=_FIELD.TYPE_BYTES)
+    entry.field.add(name="value", number=2, type=_FIELD.TYPE_BYTES)
+    return _message(file, "Request")
+
+
+def _file(name: str) -> Any:
+    return descriptor_pb2.FileDescriptorProto(
+        name=f"sluice/{name}.proto",
+        package=f"sluice.{name}",
         syntax="proto3",
         dependency=[wrappers_pb2.DESCRIPTOR.name],
-        message_type=[message],
     )
+
+
+def _message(file: Any, name: str) -> Any:
+    """The class of a message in a finished file."""
     pool = descriptor_pool.Default()
     pool.Add(file)
-    return message_factory.GetMessageClass(pool.FindMessageTypeByName("sluice.TokenUsage"))
+    return message_factory.GetMessageClass(pool.FindMessageTypeByName(f"{file.package}.{name}"))
 
 
 TokenUsage: Final = _token_usage()
+_RequestOfBytes: Final = _request_of_bytes()
 COMPLETE: Final = 1
 """`extraction_status` of a response whose usage was read whole."""
 
@@ -69,3 +96,23 @@ def lease_in(metadata: Any) -> str:
     namespaces = metadata.filter_metadata
     # Asking a protobuf map for a key that it has not would put it there.
     return namespaces[LEASE_NAMESPACE].fields["lease"].string_value if LEASE_NAMESPACE in namespaces else ""
+
+
+def rate_limit_request(data: bytes) -> RateLimitRequest:
+    r"""The request in these bytes; what is no UTF-8 in it is spelt out, as in `\\xff`. Raises `DecodeError`."""
+    try:
+        return RateLimitRequest.FromString(data)
+    except DecodeError:
+        raw = _RequestOfBytes.FromString(data)
+    request = RateLimitRequest(hits_addend=raw.hits_addend)
+    for descriptor in raw.descriptors:
+        readable = request.descriptors.add()
+        if descriptor.HasField("hits_addend"):
+            readable.hits_addend.CopyFrom(descriptor.hits_addend)
+        for entry in descriptor.entries:
+            readable.entries.add(key=_spelt(entry.key), value=_spelt(entry.value))
+    return request
+
+
+def _spelt(text: bytes) -> str:
+    return text.decode(errors="backslashreplace")

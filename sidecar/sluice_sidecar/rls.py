@@ -67,15 +67,18 @@ class RateLimitService:
     async def should_rate_limit(self, request: RateLimitRequest, patience: int = NEVER) -> RateLimitResponse:
         """Admit or refuse; `patience` is how many nanoseconds the client will wait for the answer.
 
-        Raises `InvalidRequest`. What is admitted under several descriptors is admitted under all or none.
+        What is admitted under several descriptors is admitted under all or none, and does not queue: whoever waited
+        for one while it holds another could wait for somebody who does the same the other way round.
+        Raises `InvalidRequest`.
         """
         descriptors = request.descriptors
         if not descriptors:
             raise InvalidRequest("the request has no descriptor: send at least one, with an entry `provider`")
         if len(descriptors) > MOST_DESCRIPTORS:
             raise InvalidRequest(f"the request has {len(descriptors)} descriptors: at most {MOST_DESCRIPTORS}")
+        if len(descriptors) > 1:
+            patience = 0
         permits: list[Permit] = []
-        response = RateLimitResponse(overall_code=_OK)
         try:
             for descriptor in descriptors:
                 hits = descriptor.hits_addend.value if descriptor.HasField("hits_addend") else request.hits_addend
@@ -86,18 +89,24 @@ class RateLimitService:
                     self._withdraw(permits)
                     return _refused(self._api(outcome), outcome, len(permits), len(descriptors))
                 permits.append(outcome)
+            return self._admitted(permits)
         except BaseException:
             self._withdraw(permits)
             raise
+
+    def _admitted(self, permits: Iterable[Permit]) -> RateLimitResponse:
+        response = RateLimitResponse(overall_code=_OK)
+        lease = ""
         now = self._gate.clock()
         for permit in permits:
             _describe(response.statuses.add(code=_OK), permit, now)
-            if isinstance(permit.call.detail, CallFacts):
-                if permit.lease:
-                    response.dynamic_metadata["lease"] = permit.lease
-            else:
+            if not isinstance(permit.call.detail, CallFacts):
                 permit.commit_tokens(permit.estimate, now)
                 permit.release(now)
+            elif permit.lease and lease:
+                raise InvalidRequest("the request asks for two calls: give all its descriptors but one a hits_addend")
+            elif permit.lease:
+                response.dynamic_metadata["lease"] = lease = permit.lease
         return response
 
     def _withdraw(self, permits: Iterable[Permit]) -> None:

@@ -1,0 +1,176 @@
+"""What is printed, and what is written as JSON: the same figures."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any, Final
+
+from bench.calls import CONNECTIONS, STREAMS, Shape, Way
+from bench.decisions import MANY, Case
+from bench.parts import USERS, Parts
+from bench.samples import Sample, middle
+from bench.upstream import EVENTS, PAUSE
+
+Figures = dict[str, Any]
+
+DECISIONS: Final = (
+    ("decisions/s", "perSecond", "{:,.0f}"),
+    ("µs of its CPU", "serverCpuMicros", "{:,.0f}"),
+    ("1/s of a core", "perSecondOfCore", "{:,.0f}"),
+    ("mean µs", "meanMicros", "{:,.0f}"),
+    ("p50 µs", "p50Micros", "{:,.0f}"),
+    ("p99 µs", "p99Micros", "{:,.0f}"),
+    ("load busy", "loadBusy", "{:.0%}"),
+)
+CALLS: Final = (
+    ("p50 µs", "p50Micros", "{:,.0f}"),
+    ("added", "addedP50Micros", "{:+,.0f}"),
+    ("p99 µs", "p99Micros", "{:,.0f}"),
+    ("added", "addedP99Micros", "{:+,.0f}"),
+    ("calls/s", "perSecond", "{:,.0f}"),
+    ("of ungated", "perSecondRatio", "{:.2f}"),
+    ("CPU µs: gate", "gateCpuMicros", "{:,.0f}"),
+    ("Envoy", "envoyCpuMicros", "{:,.0f}"),
+)
+EVENTS_TABLE: Final = (
+    ("p50 µs", "eventP50Micros", "{:,.0f}"),
+    ("added", "eventAddedP50Micros", "{:+,.0f}"),
+    ("p99 µs", "eventP99Micros", "{:,.0f}"),
+    ("added", "eventAddedP99Micros", "{:+,.0f}"),
+    ("CPU µs an event: gate", "eventGateCpuMicros", "{:,.1f}"),
+    ("Envoy", "eventEnvoyCpuMicros", "{:,.1f}"),
+)
+
+
+def of_decisions(cases: Sequence[Case]) -> dict[str, Figures]:
+    """The figures of each server: medians of its rounds."""
+    return {case.name: _of_case(case) for case in cases}
+
+
+def _of_case(case: Case) -> Figures:
+    cpu = middle(cpu / sample.count * 1e6 for cpu, sample in zip(case.cpu, case.many, strict=True))
+    return {
+        "perSecond": middle(sample.rate for sample in case.many),
+        "serverCpuMicros": cpu or None,
+        "perSecondOfCore": 1e6 / cpu if cpu else None,
+        **_latencies(case.one),
+        "loadBusy": middle(sample.load_cpu / sample.seconds for sample in case.many),
+        "failures": case.surprises,
+    }
+
+
+def of_calls(ways: Sequence[Way]) -> dict[str, Figures]:
+    """The figures of each way: medians of its rounds. What is added is the median of the rounds' differences."""
+    (ungated,) = [way for way in ways if way.shape is Shape.NO_GATE]
+    return {way.shape.value: _of_way(way, ungated) for way in ways}
+
+
+def _of_way(way: Way, ungated: Way) -> Figures:
+    counts = [sample.count for sample in way.many]
+    events = [sample.count for sample in way.events]
+    return {
+        **_latencies(way.one),
+        "addedP50Micros": _added("p50", way.one, ungated.one),
+        "addedP99Micros": _added("p99", way.one, ungated.one),
+        "perSecond": middle(sample.rate for sample in way.many),
+        "perSecondRatio": middle(a.rate / b.rate for a, b in zip(way.many, ungated.many, strict=True)),
+        "gateCpuMicros": _cpu(way.gate_cpu, counts),
+        "envoyCpuMicros": _cpu(way.envoy_cpu, counts),
+        "eventP50Micros": middle(sample.p50 for sample in way.events),
+        "eventP99Micros": middle(sample.p99 for sample in way.events),
+        "eventAddedP50Micros": _added("p50", way.events, ungated.events),
+        "eventAddedP99Micros": _added("p99", way.events, ungated.events),
+        "eventGateCpuMicros": _cpu(way.event_gate_cpu, events),
+        "eventEnvoyCpuMicros": _cpu(way.event_envoy_cpu, events),
+        "failures": way.failures,
+    }
+
+
+def _latencies(samples: Sequence[Sample]) -> Figures:
+    return {
+        "meanMicros": middle(sample.mean for sample in samples),
+        "p50Micros": middle(sample.p50 for sample in samples),
+        "p99Micros": middle(sample.p99 for sample in samples),
+    }
+
+
+def _added(name: str, samples: Sequence[Sample], base: Sequence[Sample]) -> float:
+    return middle(getattr(a, name) - getattr(b, name) for a, b in zip(samples, base, strict=True))
+
+
+def _cpu(seconds: Sequence[float], counts: Sequence[int]) -> float:
+    return middle(s / count * 1e6 for s, count in zip(seconds, counts, strict=True))
+
+
+def print_facts(facts: dict[str, str]) -> None:
+    """The machine."""
+    for name, value in facts.items():
+        print(f"{name + ':':<10}{value}")
+
+
+def print_decisions(figures: dict[str, Figures]) -> None:
+    """The table of decisions."""
+    print(f"\nDecisions: {MANY} in flight for decisions/s and CPU, 1 in flight for the latencies")
+    _table(figures, DECISIONS)
+
+
+def print_calls(figures: dict[str, Figures]) -> None:
+    """The tables of calls through Envoy."""
+    print(f"\nCalls through Envoy: latencies with 1 in flight, calls/s and CPU a call at {CONNECTIONS} connections")
+    _table(figures, CALLS)
+    print(f"\nStreams: {STREAMS} at once of {EVENTS} events, one each {PAUSE * 1000:.0f} ms: how late an event comes")
+    _table(figures, EVENTS_TABLE)
+
+
+def print_parts(parts: Parts) -> None:
+    """The gate without a transport."""
+    print("\nWithout a transport: CPU µs a call, three buckets of six windows")
+    for name, value in (
+        ("engine: acquire", parts.acquire),
+        ("engine: claim, commit, release", parts.settle),
+        ("service: one decision, from bytes to bytes", parts.decide),
+        ("stream: three messages, usage, settled", parts.watch),
+    ):
+        print(f"  {name:<44}{value:8.1f}")
+    print(f"  {f'memory of {USERS:,} users of one call each, MB':<44}{parts.users_memory / 1e6:8.0f}")
+
+
+def print_targets(figures: dict[str, Any]) -> None:
+    """What was to be reached, and what was."""
+    print("\nTargets")
+    for text, value, reached in _targets(figures):
+        print(f"  {'✓' if reached else '✗'} {text:<72}{value}")
+
+
+def _targets(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
+    found = []
+    if decisions := figures.get("decisions"):
+        rate = decisions["Sluice, 3 buckets of 6 windows"]["perSecond"]
+        found.append(("at least 3,500 decisions/s on one core, over gRPC", f"{rate:,.0f}", rate >= 3500))
+    if calls := figures.get("calls"):
+        added = calls[Shape.WHOLE]["addedP50Micros"]
+        found.append(("the whole gate adds at most 1,000 µs at the median", f"{added:,.0f}", added <= 1000))
+    if parts := figures.get("parts"):
+        acquire, memory = parts["acquire"], parts["users_memory"] / 1e6
+        found.append(("an engine's decision takes at most 20 µs", f"{acquire:.1f}", acquire <= 20))
+        found.append((f"{USERS:,} users of one call each take at most 150 MB", f"{memory:.0f}", memory <= 150))
+    return found
+
+
+def as_json(parts: Parts) -> Figures:
+    return asdict(parts)
+
+
+def _table(figures: dict[str, Figures], columns: Sequence[tuple[str, str, str]]) -> None:
+    widths = [max(len(title), 9) for title, _, _ in columns]
+    first = max(map(len, figures)) + 2
+    titles = "  ".join(f"{title:>{width}}" for (title, _, _), width in zip(columns, widths, strict=True))
+    print(f"  {'':<{first}}{titles}")
+    for name, row in figures.items():
+        cells = [
+            f"{'-' if row[key] is None else form.format(row[key]):>{width}}"
+            for (_, key, form), width in zip(columns, widths, strict=True)
+        ]
+        failures = f"  {row['failures']} FAILED" if row["failures"] else ""
+        print(f"  {name:<{first}}{'  '.join(cells)}{failures}")

@@ -1,0 +1,101 @@
+"""`make bench`: how fast the gate decides, what it adds to a call, and what its parts cost."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+from bench import calls, decisions, machine, parts, report
+from bench.decisions import PATH, Case
+from bench.programs import loader
+
+SECTIONS: Final = ("decisions", "calls", "parts")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Measure what was asked for, print it, and return 1 if any answer was not the one that was to come."""
+    options = _options(arguments)
+    began = time.monotonic()
+    figures: dict[str, Any] = {"machine": machine.facts()}
+    report.print_facts(figures["machine"])
+    _warn_of_noise(figures)
+    with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
+        folder = Path(name)
+        if "decisions" in options.sections:
+            plan = decisions.Plan(2, 0.4, 0.8) if options.quick else decisions.Plan(5, 1.0, 2.0)
+            figures["decisions"] = report.of_decisions(decisions.measure(folder, plan, _others(options), _say))
+            report.print_decisions(figures["decisions"])
+        if "calls" in options.sections:
+            quick = calls.Plan(2, 0.5, 1.0, 1)
+            plan_of_calls = quick if options.quick else calls.Plan(7, 0.7, 1.5, 3)
+            figures["calls"] = report.of_calls(calls.measure(folder, plan_of_calls, _say))
+            report.print_calls(figures["calls"])
+        if "parts" in options.sections:
+            _say("parts")
+            with loader() as pool:
+                found = parts.measure(pool, 3 if options.quick else 7)
+            figures["parts"] = report.as_json(found)
+            report.print_parts(found)
+    report.print_targets(figures)
+    print(f"\nin {time.monotonic() - began:.0f} s")
+    if options.json is not None:
+        options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
+    failures = sum(row["failures"] for name in ("decisions", "calls") for row in figures.get(name, {}).values())
+    if failures:
+        print(f"{failures} answers were not what was to come: these figures mean nothing", file=sys.stderr)
+    return 1 if failures else 0
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make bench ARGS=...", description=__doc__)
+    parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all if none is named")
+    parser.add_argument("--quick", action="store_true", help="under 40 s rather than under 3 minutes: less exact")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
+    other = parser.add_argument_group("another rate-limit service, in the table of decisions")
+    other.add_argument("--rls", metavar="ADDRESS", help="HOST:PORT or unix:PATH of its gRPC server, started by you")
+    other.add_argument("--domain", default="bench", help="the domain it is asked about (default: bench)")
+    other.add_argument(
+        "--descriptor",
+        default="user=user-{}",
+        metavar="KEY=VALUE,...",
+        help="the entries of the descriptor; {} stands for a number below 1000 (default: user=user-{})",
+    )
+    other.add_argument("--pid", type=int, help="its process, so that its CPU time can be told")
+    options = parser.parse_args(arguments)
+    unknown = sorted(set(options.sections) - set(SECTIONS))
+    if unknown:
+        parser.error(f"no section {unknown[0]!r}: there are {', '.join(SECTIONS)}")
+    if any("=" not in pair for pair in options.descriptor.split(",")):
+        parser.error("--descriptor: write KEY=VALUE, with commas between the entries")
+    options.sections = options.sections or SECTIONS
+    return options
+
+
+def _others(options: argparse.Namespace) -> list[Case]:
+    if options.rls is None:
+        return []
+    entries = tuple(tuple(pair.split("=", 1)) for pair in options.descriptor.split(","))
+    messages = decisions.messages(options.domain, entries)
+    return [Case(options.rls, options.rls, PATH, messages, options.pid)]
+
+
+def _warn_of_noise(figures: dict[str, Any]) -> None:
+    busy = machine.busy_share()
+    figures["machine"]["busyBefore"] = "unknown" if busy is None else f"{busy:.0%}"
+    if busy is not None and busy > machine.QUIET:
+        print(f"noise:    others use {busy:.0%} of this machine: compare ratios, not figures", flush=True)
+
+
+def _say(text: str) -> None:
+    if sys.stderr.isatty():
+        print(f"\r\033[K{text} ...", end="\r", file=sys.stderr, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

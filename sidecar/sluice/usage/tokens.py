@@ -28,7 +28,7 @@ class Usage(NamedTuple):
     provider_total: int | None = None
     """The provider's own sum, kept for comparison; charged only where a part is missing."""
     partial: bool = False
-    """The call used at least `total`: a count was malformed, or the response broke off before its last word."""
+    """The call used at least `total`: a count was malformed, or its input was not told, or not its last word."""
 
     @property
     def total(self) -> int:
@@ -100,12 +100,11 @@ class Tally:
         """What is known so far; None if nothing was told."""
         if not self._counts and not self._malformed:
             return None
-        return Usage(
-            self._sum(self._rule.input_tokens),
-            self._sum(self._rule.output_tokens),
-            self._sum(self._rule.provider_total),
-            self._malformed or None in self._counts.values(),
-        )
+        input_tokens = self._sum(self._rule.input_tokens)
+        provider_total = self._sum(self._rule.provider_total)
+        no_input = input_tokens is None and provider_total is None  # there always is some
+        malformed = self._malformed or None in self._counts.values()
+        return Usage(input_tokens, self._sum(self._rule.output_tokens), provider_total, malformed or no_input)
 
     def _sum(self, summands: tuple[tuple[str, ...], ...]) -> int | None:
         told = [count for names in summands if (count := self._first(names)) is not None]

@@ -44,6 +44,11 @@ def test_a_report_that_is_no_object_makes_the_usage_partial(report: object) -> N
     assert tallied(Api.OPENAI, report, {"prompt_tokens": 7}) == Usage(7, None, None, partial=True)
 
 
+def test_usage_without_any_word_of_the_input_is_partial() -> None:
+    assert tallied(Api.OPENAI, {"prompt_tokens": None, "completion_tokens": 5}) == Usage(None, 5, partial=True)
+    assert tallied(Api.OPENAI, {"completion_tokens": 5, "total_tokens": 12}) == Usage(None, 5, 12)
+
+
 def test_the_last_report_wins_field_by_field() -> None:
     first = {"input_tokens": 25, "cache_read_input_tokens": 1000, "output_tokens": 1}
     last = {"output_tokens": 15, "input_tokens": None}

@@ -342,7 +342,7 @@ JSON_UNITS = [
     b'"content":"aaaaaaaaaaaaaaaa',
     b'{"usage":{"a":"xxxxxxxx',
 ]
-SSE_UNITS = [b"x", b"\n", b"data:\n", b"data: x\n", b"\r", b": comment", b'"content":"aaaaaaaaaaaaaaaa']
+SSE_UNITS = [b"x", b"data:\n", b"data: x\r", b": comment", b'"content":"aaaaaaaaaaaaaaaa']
 
 
 @pytest.mark.parametrize(

@@ -26,7 +26,7 @@ from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.identity import ENTRIES, subject
+from sluice_sidecar.identity import subject
 from sluice_sidecar.protos import RateLimitRequest, RateLimitResponse
 
 MOST_DESCRIPTORS: Final = 64
@@ -123,9 +123,9 @@ class RateLimitService:
         if policy is None:
             return Call((), Demand(0, 0, 0))
         subjects = dict(policy.fixed)
-        for entry, scope in ENTRIES.items():
-            if scope not in subjects and entry in facts:
-                subjects[scope] = subject(policy.provider.subjects.get(scope), facts[entry])
+        for entry, scope, source in policy.told:
+            if entry in facts:
+                subjects[scope] = subject(source, facts[entry])
         model = facts.get("model", "")[:LONGEST_MODEL]
         applied = self._gate.engine.rules.match(provider, subjects, model)
         unit = facts.get("unit")
@@ -150,10 +150,10 @@ def _facts(entries: Iterable[Any]) -> dict[str, str]:
 
 
 def _describe(status: Any, permit: Permit, now: int) -> None:
-    """Fill a status with the cap that has the smallest share left: the one to watch."""
+    """Fill a status with the enforced cap that has the smallest share left: the one to watch."""
     least = None
     for bucket in permit.buckets:
-        for window in bucket.windows:
+        for window in () if bucket.is_shadow else bucket.windows:
             for caps, cap, used in (
                 (REQUEST_CAPS, window.request_cap, window.requests),
                 (TOKEN_CAPS, window.token_cap, window.tokens),

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from types import MappingProxyType
 
 from sluice.config.merge import Configuration, Provider
+from sluice.config.types import SubjectSource
 from sluice.core.decisions import Refusal
 from sluice.core.engine import Engine
 from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
-from sluice_sidecar.identity import fixed_subjects
+from sluice_sidecar.identity import fixed_subjects, told_subjects
 from sluice_sidecar.logs import whereabouts
 
 logger = logging.getLogger(__name__)
@@ -29,6 +30,9 @@ class Policy:
 
     provider: Provider
     fixed: Mapping[Scope, str]
+    """The subjects that no caller has a say in."""
+    told: tuple[tuple[str, Scope, SubjectSource], ...]
+    """The others: the entry of the descriptor that tells each of them, and where Envoy read it."""
 
 
 class Gate:
@@ -48,7 +52,10 @@ class Gate:
     def apply(self, configuration: Configuration, environ: Mapping[str, str]) -> None:
         """Put a configuration in force, between one call and the next. `environ` serves `{env: …}` subjects."""
         self.policies = MappingProxyType(
-            {name: Policy(p, fixed_subjects(p, environ)) for name, p in configuration.providers.items()}
+            {
+                name: Policy(provider, fixed_subjects(provider, environ), told_subjects(provider))
+                for name, provider in configuration.providers.items()
+            }
         )
         self.engine.swap(configuration.rules, self.clock())
         self._arm()

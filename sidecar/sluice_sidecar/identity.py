@@ -28,13 +28,25 @@ def fixed_subjects(provider: Provider, environ: Mapping[str, str]) -> dict[Scope
     return fixed
 
 
-def subject(source: SubjectSource | None, text: str) -> str:
-    """The subject that a header's value stands for. A key is known by its hash only, here and everywhere after."""
-    if not text:
-        return ""
-    if source is not None and source.kind is SubjectKind.API_KEY:
-        key = text[7:] if text[:7].lower() == "bearer " else text
-        return "key-" + _hash(key.strip())[:16]
+def told_subjects(provider: Provider) -> tuple[tuple[str, Scope, SubjectSource], ...]:
+    """The subjects that come with a call: the entry of its descriptor, the scope, and where Envoy read it."""
+    return tuple(
+        (entry, scope, source)
+        for entry, scope in ENTRIES.items()
+        if (source := provider.subjects.get(scope)) is not None
+        and source.kind in (SubjectKind.HEADER, SubjectKind.API_KEY)
+    )
+
+
+def subject(source: SubjectSource, text: str) -> str:
+    """The subject that a header's value stands for; empty if it names nobody.
+
+    A key is known by its hash only, here and everywhere after, and is the same key with and without `Bearer`.
+    """
+    if source.kind is SubjectKind.API_KEY:
+        scheme, *rest = text.split(maxsplit=1) or ("",)
+        key = "".join(rest).rstrip() if scheme.lower() == "bearer" else text.strip()
+        return "key-" + _hash(key)[:16] if key else ""
     return text if len(text) <= LONGEST else "sha256-" + _hash(text)
 
 

@@ -26,7 +26,7 @@ from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.identity import ENTRIES, subject
+from sluice_sidecar.identity import subject
 from sluice_sidecar.protos import RateLimitRequest, RateLimitResponse
 
 MOST_DESCRIPTORS: Final = 64
@@ -123,16 +123,14 @@ class RateLimitService:
         if policy is None:
             return Call((), Demand(0, 0, 0))
         subjects = dict(policy.fixed)
-        for entry, scope in ENTRIES.items():
-            if scope not in subjects and entry in facts:
-                subjects[scope] = subject(policy.provider.subjects.get(scope), facts[entry])
+        for entry, scope, source in policy.told:
+            if entry in facts:
+                subjects[scope] = subject(source, facts[entry])
         model = facts.get("model", "")[:LONGEST_MODEL]
         applied = self._gate.engine.rules.match(provider, subjects, model)
         unit = facts.get("unit")
         if hits is not None or unit is not None:
-            amount = 1 if hits is None else hits
-            demand = Demand(0, 0, amount) if unit == "tokens" else Demand(0, amount, 0)
-            return Call(applied, demand, patience)
+            return Call(applied, _counted(1 if hits is None else hits, unit), patience)
         smallest = min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None)
         expected = estimate(facts, policy.provider.estimation.default_output_tokens, smallest)
         detail = CallFacts(policy.provider.api, model, expected)
@@ -149,11 +147,20 @@ def _facts(entries: Iterable[Any]) -> dict[str, str]:
     return facts
 
 
+def _counted(hits: int, unit: str | None) -> Demand:
+    """What a client asks for that counts by itself: no slot, for it will not say when it is done."""
+    if unit == "tokens":
+        return Demand(0, 0, hits)
+    if unit in ("requests", None):
+        return Demand(0, hits, 0)
+    raise InvalidRequest("the entry `unit` of a descriptor is neither `requests` nor `tokens`")
+
+
 def _describe(status: Any, permit: Permit, now: int) -> None:
-    """Fill a status with the cap that has the smallest share left: the one to watch."""
+    """Fill a status with the enforced cap that has the smallest share left: the one to watch."""
     least = None
     for bucket in permit.buckets:
-        for window in bucket.windows:
+        for window in () if bucket.is_shadow else bucket.windows:
             for caps, cap, used in (
                 (REQUEST_CAPS, window.request_cap, window.requests),
                 (TOKEN_CAPS, window.token_cap, window.tokens),
@@ -180,6 +187,7 @@ def _refused(api: Api, refusal: Refusal, at: int, of: int) -> RateLimitResponse:
             limit.name = f"{refusal.key.scope}/{refusal.cap}"
             limit.requests_per_unit = min(refusal.limit, _UINT32)
             limit.unit = _UNIT_OF_CAP.get(refusal.cap, RateLimitResponse.RateLimit.UNKNOWN)
+            status.limit_remaining = min(max(0, refusal.limit - refusal.used), _UINT32)
             seconds = answers.retry_after_seconds(refusal)
             status.duration_until_reset.FromNanoseconds(refusal.retry_after or (seconds or 0) * SECOND)
     for name, value in answers.headers(refusal):

@@ -71,7 +71,7 @@ async def test_a_raised_limit_admits_the_next_call_and_remembers_the_last(provid
         after = [(await call(program, x_user_id="alice"))[0] for _ in range(2)]
 
         assert (before, after) == ([200, 429], [200, 429])
-        assert "changed: openai User *: requestsPerMinute 1 -> 2" in await program.line("changed: ")
+        assert "changed: openai User *: requestsPerMinute 1 -> 2" in await program.line(": changed: ")
 
 
 async def test_a_change_is_live_within_a_second(provider: StandIn, folder: Path) -> None:

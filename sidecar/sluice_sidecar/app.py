@@ -197,7 +197,7 @@ class Sidecar:
         before = self._configuration
         self._put_in_force(configuration)
         changes = diff(before, configuration)
-        logger.info("the limits files have changed: %s; %d changes", in_force(configuration), len(changes))
+        logger.info("the limits files have changed: %s", in_force(configuration))
         for change in changes:
             logger.info("changed: %s", change)
         if self._files is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import logging
 import os
 import sys
 import threading
@@ -15,6 +16,7 @@ from urllib.parse import urlencode
 
 from sluice import __version__
 from sluice.config.document import ProviderLimits, to_manifest
+from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
 from sluice_sidecar import logs, settings, status, watch
 from sluice_sidecar.http_client import fetch
@@ -91,10 +93,13 @@ def run(arguments: Sequence[str]) -> int:
         return int(options.command(options))
     except InvalidDocument as error:
         for problem in error.problems:
-            _say(str(problem), sys.stderr)
+            _complain(str(problem), options)
         return BAD_INPUT
+    except BrokenPipeError:  # `sluice status | head`: nobody reads on, and Python must not try to write on
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return FAILED
     except (SluiceError, OSError) as error:
-        _say(f"sluice: {error}", sys.stderr)
+        _complain(f"sluice: {error}", options)
         return FAILED
     except KeyboardInterrupt:
         return FAILED
@@ -102,6 +107,14 @@ def run(arguments: Sequence[str]) -> int:
 
 def _say(text: str, stream: TextIO | None = None) -> None:
     print(text, file=stream, flush=True)
+
+
+def _complain(text: str, options: argparse.Namespace) -> None:
+    """A sentence for whoever started the command; in the log where the log is for machines."""
+    if getattr(options, "log_format", None) is LogFormat.JSON:
+        logging.getLogger("sluice").error("%s", text)
+    else:
+        _say(text, sys.stderr)
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -137,7 +150,8 @@ def _check(options: argparse.Namespace) -> int:
 
 
 def _status(options: argparse.Namespace) -> int:
-    selectors = {name: value for name in ("provider", "scope", "subject") if (value := getattr(options, name))}
+    given = {name: getattr(options, name) for name in ("provider", "scope", "subject")}
+    selectors = {name: value for name, value in given.items() if value is not None}
     query = "/status" + (f"?{urlencode(selectors)}" if selectors else "")
     while True:
         text = _answer(options.admin, query)
@@ -147,7 +161,10 @@ def _status(options: argparse.Namespace) -> int:
         _say(shown)
         if not options.watch:
             return OK
-        threading.Event().wait(WATCH_SECONDS)
+        try:
+            threading.Event().wait(WATCH_SECONDS)
+        except KeyboardInterrupt:
+            return OK
 
 
 def _answer(admin: settings.Address, query: str) -> str:
@@ -166,9 +183,8 @@ def _envoy_config(options: argparse.Namespace) -> int:
     from sluice_sidecar.envoy_files import EnvoyFiles  # noqa: PLC0415 - see there
 
     configuration = watch.configuration(watch.read(options.file))
-    xds = None if options.xds is None else options.xds.absolute()
     gate = options.grpc or options.socket
-    files = EnvoyFiles(gate, options.envoy_admin, options.listen, xds, options.usage_headers)
+    files = EnvoyFiles(gate, options.envoy_admin, options.listen, options.xds, options.usage_headers)
     text = files.bootstrap(configuration)
     files.write(configuration)
     _say(text)
@@ -226,7 +242,7 @@ def _parser() -> argparse.ArgumentParser:
 def _run_options(parser: argparse.ArgumentParser) -> None:
     _file_option(parser)
     serving = parser.add_argument_group("where")
-    _gate_options(serving)
+    _gate_options(serving, "the Unix socket on which Envoy asks the gate (with --envoy: one in a private folder)")
     serving.add_argument(
         "--admin",
         type=_checked(settings.address),
@@ -244,7 +260,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _listen_option(envoy)
     envoy.add_argument(
         "--xds",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="keep the files there that an Envoy follows (see sluice envoy-config --xds)",
     )
@@ -289,7 +305,7 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
         help="the gate's --admin (default: %(default)s)",
     )
     parser.add_argument("--provider", help="only the buckets of this provider")
-    parser.add_argument("--scope", help="only User, Org or Project")
+    parser.add_argument("--scope", choices=tuple(map(str, Scope)), help="only this scope")
     parser.add_argument("--subject", help="only this user, org or project")
     parser.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     parser.add_argument(
@@ -299,8 +315,7 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
 
 def _envoy_options(parser: argparse.ArgumentParser) -> None:
     _file_option(parser)
-    _gate_options(parser)
-    parser.set_defaults(socket=Path("/run/sluice/gate.sock"))
+    _gate_options(parser, "the Unix socket of the gate (default: %(default)s)", Path("/run/sluice/gate.sock"))
     _listen_option(parser)
     parser.add_argument(
         "--envoy-admin",
@@ -311,7 +326,7 @@ def _envoy_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--xds",
-        type=Path,
+        type=_folder,
         metavar="DIR",
         help="write routes and clusters as files there, and a bootstrap that follows them",
     )
@@ -330,13 +345,8 @@ def _file_option(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def _gate_options(parser: argparse._ActionsContainer) -> None:
-    parser.add_argument(
-        "--socket",
-        type=_checked(settings.socket_path),
-        metavar="PATH",
-        help="the Unix socket on which Envoy asks the gate (with --envoy: one in a private folder)",
-    )
+def _gate_options(parser: argparse._ActionsContainer, socket: str, default: Path | None = None) -> None:
+    parser.add_argument("--socket", type=_checked(settings.socket_path), default=default, metavar="PATH", help=socket)
     parser.add_argument(
         "--grpc",
         type=_checked(settings.tcp_address),
@@ -363,6 +373,10 @@ def _usage_option(parser: argparse._ActionsContainer) -> None:
         metavar="NAME,...",
         help="response headers that tell the tokens a call used, beside x-usage-total-tokens and Bedrock's",
     )
+
+
+def _folder(text: str) -> Path:
+    return Path(text).absolute()  # Envoy may run elsewhere
 
 
 def _checked(convert: Callable[[str], T]) -> Callable[[str], T]:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 import logging
 import secrets
 import shutil
@@ -101,6 +102,8 @@ class Sidecar:
             self._health.waiting_for = "Envoy"
             await preparing
             calls = await self._start_envoy(stack, folder) if folder else "an Envoy that is started elsewhere"
+            gc.collect()
+            gc.freeze()  # what was imported stays: no later collection stops calls for some 50 ms to walk through it
             self._health.waiting_for = ""
             logger.info(
                 "ready: calls at %s, status at %s, gRPC at %s; %s",
@@ -204,7 +207,7 @@ class Sidecar:
             return
         try:
             await asyncio.to_thread(self._files.write, configuration)
-        except OSError as error:
+        except (OSError, Failed) as error:
             place = str(self._files.folder)
             self._turn_down([Problem(place, "", "", f"Envoy keeps its routes: its files cannot be written: {error}")])
 

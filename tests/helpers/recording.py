@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -12,16 +11,15 @@ from typing import Any
 
 import grpc
 from aiohttp import web
-from betterproto2 import parse_fields
+from envoy.service.accesslog.v3 import als_pb2, als_pb2_grpc
 from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from google.protobuf.message import Message
 
+from sluice_sidecar.protos import USAGE_NAMESPACE, TokenUsage, lease_in
+
 Entries = list[tuple[str, str]]
 Verdict = Callable[[Message], Awaitable[Any]]
-
-WRAPPED = (3, 4, 5, 8)
-"""The fields of `TokenUsage` that are a `google.protobuf.UInt64Value`."""
 
 SECONDS = 10
 """How long a test waits for something that must come."""
@@ -34,8 +32,8 @@ class Observed:
     messages: list[tuple[str, Message]] = field(default_factory=list)
     opened_with: dict[str, str] = field(default_factory=dict)
     lease: str = ""
-    usage: dict[int, int] = field(default_factory=dict)
-    """`TokenUsage` by field number: 3 input, 4 output, 5 total, 9 status."""
+    usage: tuple[int, int] | None = None
+    """Input and output tokens, if Envoy has read both or one of them."""
     ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -45,28 +43,17 @@ class Observed:
     def add(self, request: Any) -> None:
         self.messages.append((request.WhichOneof("request"), request))
         context = request.metadata_context
-        if "envoy.filters.http.ratelimit" in context.filter_metadata:
-            self.lease = context.filter_metadata["envoy.filters.http.ratelimit"]["lease"]
-        if "envoy.ai.token_usage" in context.typed_filter_metadata:
-            self.usage = _numbers(context.typed_filter_metadata["envoy.ai.token_usage"].value)
+        self.lease = lease_in(context) or self.lease
+        if USAGE_NAMESPACE in context.typed_filter_metadata:
+            read = TokenUsage.FromString(context.typed_filter_metadata[USAGE_NAMESPACE].value)
+            self.usage = (read.input_tokens.value, read.output_tokens.value)
 
     def headers(self, kind: str) -> dict[str, str]:
         for each, message in self.messages:
             if each == kind:
                 found = getattr(message, kind).headers.headers
-                return {header.key: (header.raw_value or header.value.encode()).decode() for header in found}
+                return {header.key: header.raw_value.decode() for header in found}
         return {}
-
-
-def _numbers(data: bytes) -> dict[int, int]:
-    """The numbers of a message, by field: plain, or in one of protobuf's wrappers."""
-    numbers = {}
-    for each in parse_fields(data):
-        if each.wire_type == 0:
-            numbers[each.number] = each.value
-        elif each.number in WRAPPED:
-            numbers[each.number] = next((inner.value for inner in parse_fields(each.value)), 0)
-    return numbers
 
 
 def admitted(lease: str) -> Any:
@@ -82,8 +69,10 @@ class RecordingGate:
     def __init__(self) -> None:
         self.asked: list[Entries] = []
         self.streams: list[Observed] = []
+        self.leases: list[str] = []
+        self.cut: list[str] = []
+        """The leases of the calls that Envoy says were cut."""
         self.verdict: Verdict | None = None
-        self._leases = itertools.count(1)
         self._changed = asyncio.Condition()
 
     async def ShouldRateLimit(self, request: Any, _context: Any) -> Any:  # noqa: N802 - gRPC names it
@@ -92,7 +81,8 @@ class RecordingGate:
         await self._tell()
         if self.verdict is not None:
             return await self.verdict(request)
-        return admitted(f"lease-{next(self._leases)}")
+        self.leases.append(f"lease-{len(self.leases)}")
+        return admitted(self.leases[-1])
 
     async def Process(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[None]:  # noqa: N802
         stream = Observed()
@@ -107,6 +97,13 @@ class RecordingGate:
             await self._tell()
         return
         yield  # makes it the stream of answers that gRPC wants: an empty one
+
+    async def StreamAccessLogs(self, messages: AsyncIterator[Any], _context: Any) -> Any:  # noqa: N802
+        async for message in messages:
+            for entry in message.http_logs.log_entry:
+                self.cut.append(lease_in(entry.common_properties.metadata))
+            await self._tell()
+        return als_pb2.StreamAccessLogsResponse()
 
     async def _tell(self) -> None:
         async with self._changed:
@@ -124,6 +121,7 @@ async def serving(gate: RecordingGate, socket: Path) -> AsyncIterator[RecordingG
     server = grpc.aio.server()
     rls_pb2_grpc.add_RateLimitServiceServicer_to_server(gate, server)
     external_processor_pb2_grpc.add_ExternalProcessorServicer_to_server(gate, server)
+    als_pb2_grpc.add_AccessLogServiceServicer_to_server(gate, server)
     server.add_insecure_port(f"unix:{socket}")
     await server.start()
     try:
@@ -166,9 +164,9 @@ class RecordingProvider:
 @asynccontextmanager
 async def providing(provider: RecordingProvider, port: int) -> AsyncIterator[RecordingProvider]:
     """The provider on a loopback port."""
-    runner = web.ServerRunner(web.Server(provider.handle), handle_signals=False)
+    runner = web.ServerRunner(web.Server(provider.handle), handle_signals=False, shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port, shutdown_timeout=0).start()
+    await web.TCPSite(runner, "127.0.0.1", port).start()
     try:
         yield provider
     finally:

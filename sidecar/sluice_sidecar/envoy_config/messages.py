@@ -1,36 +1,35 @@
-"""Envoy's configuration messages, and the little that envoy-data-plane lacks."""
+"""What envoy-data-plane lacks: embedded messages that print fast, and messages that it does not know."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any as Json
 
 import betterproto2
-from envoy_data_plane.google.protobuf import Any, Struct
+from envoy_data_plane.google.protobuf import Any
 from envoy_data_plane.message_pool import default_message_pool
 
 
-@dataclass(eq=False, repr=False)
-class TypedStruct(betterproto2.Message):
-    """A message by name with its fields as plain JSON: how Envoy takes a type that the builder does not know."""
+class _Embedded(Any):
+    """An `Any` for printing alone: `Any.pack` would make bytes, to be parsed again at every level of nesting."""
 
-    type_url: str = betterproto2.field(1, betterproto2.TYPE_STRING)
-    value: Struct | None = betterproto2.field(2, betterproto2.TYPE_MESSAGE, optional=True)  # noqa: RUF009
+    def __init__(self, type_url: str, fields: Mapping[str, Json]) -> None:
+        super().__init__(type_url=type_url)
+        self._json = {"@type": type_url, **fields}
 
-
-default_message_pool.register_message("xds.type.v3", "TypedStruct", TypedStruct)
+    def to_dict(self, **_options: Json) -> dict[str, Json]:
+        return self._json
 
 
 def packed(message: betterproto2.Message) -> Any:
-    """The message as an `Any`, which prints with its `@type`."""
-    return Any.pack(message)
+    """A message in a field of type `Any`."""
+    return _Embedded(default_message_pool.type_to_url[type(message)], message.to_dict())
 
 
 def opaque(type_name: str, fields: Mapping[str, Json]) -> Any:
     """A message that envoy-data-plane does not know, or not with these fields."""
-    return Any.pack(TypedStruct(type_url=f"type.googleapis.com/{type_name}", value=Struct.from_dict(dict(fields))))
+    return _Embedded(f"type.googleapis.com/{type_name}", fields)
 
 
 def error_body(status: int, kind: str, message: str) -> str:

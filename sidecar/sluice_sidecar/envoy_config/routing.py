@@ -7,7 +7,8 @@ clusters, never in the listener: a changed listener is drained, changed routes a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -42,53 +43,87 @@ ANSWER_LIMIT: Final = 64 * 1024
 """Bytes that Envoy may answer a call with by itself: the list of providers must fit (Envoy's default is 4096)."""
 
 
+UNTOUCHED: Final = {name: packed(route.FilterConfig(disabled=True)) for name in filters.CHAIN}
+"""For what Envoy answers by itself: nothing is read, and nobody is asked."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Served:
+    """A provider, and what its routes have in common however a call comes in."""
+
+    provider: Provider
+    upstream: Upstream
+    filters: Mapping[str, Any]
+    headers_to_add: list[core.HeaderValueOption]
+    headers_to_remove: list[str]
+    settings: EnvoySettings
+
+
 def route_configuration(configuration: Configuration, settings: EnvoySettings) -> route.RouteConfiguration:
     """Every route: a virtual host for each provider's own name, and one for everything else."""
+    served = [_served(provider, settings) for provider in configuration.providers.values()]
     return route.RouteConfiguration(
         name=ROUTES,
-        virtual_hosts=[*_by_host(configuration, settings), _by_prefix(configuration, settings)],
+        virtual_hosts=[*_by_host(served), _by_prefix(served)],
         max_direct_response_body_size_bytes=ANSWER_LIMIT,
         # The clusters may come a moment later than the routes that name them.
         validate_clusters=False,
     )
 
 
-def _by_prefix(configuration: Configuration, settings: EnvoySettings) -> route.VirtualHost:
-    providers = configuration.providers.values()
-    routes = [each for provider in providers for each in _routes(provider, f"/{provider.name}", settings)]
-    return route.VirtualHost(name="by-prefix", domains=["*"], routes=[_no_tunnel(), *routes, _unknown(configuration)])
+def _served(provider: Provider, settings: EnvoySettings) -> _Served:
+    descriptor = ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(provider)])
+    configs = {filters.ADMISSION[provider.failure_policy]: packed(descriptor)}
+    if provider.api is Api.GEMINI:
+        configs[filters.READ_PATH] = packed(facts.path_reader())
+    return _Served(
+        provider,
+        Upstream.of(provider),
+        configs,
+        [_first_value(header) for header in callers.counted_headers(provider)],
+        [*callers.identity_headers(provider), *HIDDEN_HEADERS],
+        settings,
+    )
 
 
-def _by_host(configuration: Configuration, settings: EnvoySettings) -> Iterator[route.VirtualHost]:
+def _by_prefix(served: Iterable[_Served]) -> route.VirtualHost:
+    routes = [each for one in served for each in _routes(one, f"/{one.provider.name}")]
+    return route.VirtualHost(name="by-prefix", domains=["*"], routes=[_no_tunnel(), *routes, _unknown(served)])
+
+
+def _by_host(served: Iterable[_Served]) -> Iterator[route.VirtualHost]:
     """Two providers may share a name (several models on one machine): the first one has what both would claim."""
     taken: set[str] = set()
-    for provider in configuration.providers.values():
-        domains = [domain for domain in _domains(Upstream.of(provider)) if domain not in taken]
+    for one in served:
+        domains = [domain for domain in _domains(one.upstream) if domain not in taken]
         taken.update(domains)
         if domains:
-            routes = [_no_tunnel(), *_routes(provider, "", settings)]
-            yield route.VirtualHost(name=f"by-host/{provider.name}", domains=domains, routes=routes)
+            name = f"by-host/{one.provider.name}"
+            yield route.VirtualHost(name=name, domains=domains, routes=[_no_tunnel(), *_routes(one, "")])
 
 
 def _domains(upstream: Upstream) -> tuple[str, ...]:
-    host = upstream.host
-    exact = f"{host}:{upstream.port}"
-    if upstream.is_ip or host == "localhost":
-        # Applications reach Envoy itself by such a name, at another port, and mean the prefixes.
-        return (exact, upstream.authority) if upstream.authority != exact else (exact,)
-    return (exact, host, f"{host}:*")
+    exact = f"{upstream.host}:{upstream.port}"
+    if not upstream.is_ip and upstream.host != "localhost":
+        return (exact, upstream.host, f"{upstream.host}:*")
+    # Applications reach Envoy itself by such a name, at another port, and mean the prefixes.
+    return (exact, upstream.authority) if upstream.authority != exact else (exact,)
 
 
-def _routes(provider: Provider, prefix: str, settings: EnvoySettings) -> Iterator[route.Route]:
-    yield from _refusals(provider, prefix)
-    for match, protocol in _protocols(provider, prefix):
+def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
+    """The provider's routes under the prefix; with an empty one, all that come in by its name."""
+    yield from _refusals(served.provider, prefix)
+    for match, protocol in _protocols(served.provider.api, prefix):
+        configs = dict(served.filters)
+        if served.settings.usage is UsageSource.METADATA:
+            configs[filters.READ_USAGE] = filters.usage_protocol(protocol)
         yield route.Route(
             match=match,
-            route=_action(provider, prefix),
-            request_headers_to_add=[_first_value(header) for header in callers.counted_headers(provider)],
-            request_headers_to_remove=[*callers.identity_headers(provider), *HIDDEN_HEADERS],
-            request_body_buffer_limit=settings.body_limit,
-            typed_per_filter_config=_filters(provider, protocol, settings),
+            route=_action(served, prefix),
+            request_headers_to_add=served.headers_to_add,
+            request_headers_to_remove=served.headers_to_remove,
+            request_body_buffer_limit=served.settings.body_limit,
+            typed_per_filter_config=configs,
         )
 
 
@@ -99,10 +134,10 @@ def _first_value(header: str) -> core.HeaderValueOption:
     )
 
 
-def _action(provider: Provider, prefix: str) -> route.RouteAction:
+def _action(served: _Served, prefix: str) -> route.RouteAction:
     action = route.RouteAction(
-        cluster=cluster_name(provider),
-        host_rewrite_literal=Upstream.of(provider).authority,
+        cluster=cluster_name(served.provider),
+        host_rewrite_literal=served.upstream.authority,
         # A whole call may take as long as it goes on; only silence ends it.
         timeout=timedelta(0),
         idle_timeout=IDLE_STREAM,
@@ -114,10 +149,10 @@ def _action(provider: Provider, prefix: str) -> route.RouteAction:
     return action
 
 
-def _protocols(provider: Provider, prefix: str) -> Iterator[tuple[route.RouteMatch, str]]:
+def _protocols(api: Api, prefix: str) -> Iterator[tuple[route.RouteMatch, str]]:
     """Which of the API's answers come from which path."""
     every = _under(prefix)
-    match provider.api:
+    match api:
         case Api.OPENAI:
             responses = matcher.RegexMatcher(regex=f"{prefix}(/.*)?/responses(/.*)?")
             yield route.RouteMatch(safe_regex=responses), "OPENAI_RESPONSES"
@@ -132,19 +167,6 @@ def _under(prefix: str) -> route.RouteMatch:
     return route.RouteMatch(path_separated_prefix=prefix) if prefix else route.RouteMatch(prefix="/")
 
 
-def _filters(provider: Provider, protocol: str, settings: EnvoySettings) -> dict[str, Any]:
-    configs = {
-        filters.ADMISSION[provider.failure_policy]: packed(
-            ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(provider)])
-        )
-    }
-    if provider.api is Api.GEMINI:
-        configs[filters.READ_PATH] = packed(facts.path_reader())
-    if settings.usage is UsageSource.METADATA:
-        configs[filters.READ_USAGE] = filters.usage_protocol(protocol)
-    return configs
-
-
 def _refusals(provider: Provider, prefix: str) -> Iterator[route.Route]:
     """Calls whose caller cannot be told for sure: they are answered here, before the gate is asked."""
     for conditions, message in callers.doubtful_calls(provider):
@@ -154,14 +176,17 @@ def _refusals(provider: Provider, prefix: str) -> Iterator[route.Route]:
 
 
 def _no_tunnel() -> route.Route:
-    """CONNECT asks for a tunnel, in which nothing could be limited."""
+    """CONNECT asks for a tunnel, in which nothing could be limited.
+
+    Envoy forbids it by itself, but only on a route: without one, the filters would wait for the end of its body.
+    """
     match = route.RouteMatch(connect_matcher=route.RouteMatchConnectMatcher())
     return _answer(match, 405, "method_not_allowed", "no tunnels here: call /<provider>/… in plain HTTP")
 
 
-def _unknown(configuration: Configuration) -> route.Route:
-    served = ", ".join(f"/{name}/" for name in configuration.providers) or "nothing yet"
-    return _answer(route.RouteMatch(prefix="/"), 404, "not_found_error", f"no such provider; served here: {served}")
+def _unknown(served: Iterable[_Served]) -> route.Route:
+    names = ", ".join(f"/{one.provider.name}/" for one in served) or "nothing yet"
+    return _answer(route.RouteMatch(prefix="/"), 404, "not_found_error", f"no such provider; served here: {names}")
 
 
 def _answer(match: route.RouteMatch, status: int, kind: str, message: str) -> route.Route:
@@ -176,5 +201,5 @@ def _answer(match: route.RouteMatch, status: int, kind: str, message: str) -> ro
                 append_action=core.HeaderValueOptionHeaderAppendAction.OVERWRITE_IF_EXISTS_OR_ADD,
             )
         ],
-        typed_per_filter_config={name: packed(route.FilterConfig(disabled=True)) for name in filters.CHAIN},
+        typed_per_filter_config=UNTOUCHED,
     )

@@ -13,6 +13,8 @@ from urllib.parse import urlsplit
 from envoy_data_plane.envoy.config.cluster import v3 as cluster
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.endpoint import v3 as endpoint
+from envoy_data_plane.envoy.extensions.clusters.common.dns import v3 as common_dns
+from envoy_data_plane.envoy.extensions.clusters.dns import v3 as dns
 from envoy_data_plane.envoy.extensions.transport_sockets.tls import v3 as tls
 from envoy_data_plane.envoy.extensions.upstreams.http import v3 as upstream_http
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
@@ -37,6 +39,9 @@ UNBOUNDED: Final = 1_000_000
 holds one usage stream. The limits document bounds calls, this does not."""
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=10)
+DNS_RETRY: Final = timedelta(seconds=1)
+DNS_REFRESH: Final = timedelta(seconds=30)
+"""Where the answer has no time to live of its own."""
 IDLE_CONNECTION: Final = timedelta(seconds=60)
 """Shorter than the providers' front ends keep an idle connection, so that Envoy seldom sends into a closing one."""
 
@@ -127,9 +132,8 @@ def _provider(provider: Provider, settings: EnvoySettings) -> cluster.Cluster:
     name = cluster_name(provider)
     return cluster.Cluster(
         name=name,
-        # One logical host, whatever the name resolves to: a changed answer never cuts the connections in use.
-        type=cluster.ClusterDiscoveryType.STATIC if upstream.is_ip else cluster.ClusterDiscoveryType.LOGICAL_DNS,
-        dns_lookup_family=cluster.ClusterDnsLookupFamily.ALL,
+        type=cluster.ClusterDiscoveryType.STATIC if upstream.is_ip else None,
+        cluster_type=None if upstream.is_ip else _by_name(),
         connect_timeout=CONNECT_TIMEOUT,
         per_connection_buffer_limit_bytes=MIB,
         load_assignment=_endpoint(name, address_of(TcpAddress(upstream.host, upstream.port))),
@@ -143,6 +147,18 @@ def _provider(provider: Provider, settings: EnvoySettings) -> cluster.Cluster:
             )
         ),
     )
+
+
+def _by_name() -> cluster.ClusterCustomClusterType:
+    """One logical host, whatever its name resolves to: a changed answer never cuts the connections in use."""
+    config = dns.DnsCluster(
+        all_addresses_in_single_endpoint=True,
+        dns_lookup_family=common_dns.DnsLookupFamily.ALL,
+        dns_refresh_rate=DNS_REFRESH,
+        dns_failure_refresh_rate=dns.DnsClusterRefreshRate(base_interval=DNS_RETRY, max_interval=DNS_REFRESH),
+        respect_dns_ttl=True,
+    )
+    return cluster.ClusterCustomClusterType(name="envoy.cluster.dns", typed_config=packed(config))
 
 
 def _either_version() -> upstream_http.HttpProtocolOptionsAutoHttpConfig:

@@ -1,0 +1,327 @@
+"""What the gate is told of a call by a real Envoy, and that no call reaches a provider without the gate being asked."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+
+from helpers.mesh import SUBJECTS, Mesh, limits_of, running_mesh
+from helpers.recording import post
+from sluice.config.merge import merge
+from sluice.config.types import SubjectKind, SubjectSource
+from sluice.usage.profiles import Api
+
+CHAT = "/openai/v1/chat/completions"
+MESSAGES = "/anthropic/v1/messages"
+GENERATE = "/gemini/v1beta/models/gemini-3-pro:generateContent"
+
+
+pytestmark = pytest.mark.asyncio(loop_scope="module")
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def mesh() -> AsyncIterator[Mesh]:
+    async with running_mesh() as mesh:
+        yield mesh
+
+
+def chunked(target: str, *parts: bytes) -> bytes:
+    head = (
+        f"POST {target} HTTP/1.1\r\nhost: envoy\r\ncontent-type: application/json\r\ntransfer-encoding: chunked\r\n\r\n"
+    )
+    return head.encode() + b"".join(b"%x\r\n%s\r\n" % (len(part), part) for part in (*parts, b""))
+
+
+async def test_a_call_is_described_by_one_descriptor(mesh: Mesh) -> None:
+    body = b'{"model": "gpt-5", "max_tokens": 16, "max_completion_tokens": 32, "max_output_tokens": 64, "n": 2}'
+    call = await mesh.call(post(CHAT, body, "x-user-id: alice", "x-org-id: acme"))
+    assert call.answer.status == 200
+    assert call.facts == {
+        "provider": "openai",
+        "user": "alice",
+        "org": "acme",
+        "bytes": str(len(body)),
+        "model": "gpt-5",
+        "max_tokens": "16",
+        "max_completion_tokens": "32",
+        "max_output_tokens": "64",
+        "n": "2",
+    }
+
+
+async def test_each_api_has_its_own_facts(mesh: Mesh) -> None:
+    body = b'{"model": "claude", "max_tokens": 16, "n": 9}'
+    call = await mesh.call(post(MESSAGES, body, "x-api-key: sk-1"))
+    assert call.facts == {"provider": "anthropic", "user": "sk-1", "bytes": "45", "model": "claude", "max_tokens": "16"}
+
+    for config, cap, count in (
+        ("generationConfig", "maxOutputTokens", "candidateCount"),
+        ("generation_config", "max_output_tokens", "candidate_count"),
+    ):
+        body = json.dumps({"model": "not this one", config: {cap: 16, count: 2}}).encode()
+        call = await mesh.call(post(GENERATE, body, "x-goog-api-key: AIza"))
+        facts = {"user": "AIza", "bytes": str(len(body)), "model": "gemini-3-pro", "max_output_tokens": "16", "n": "2"}
+        assert call.facts == {"provider": "gemini", **facts}
+
+
+async def test_a_chunked_body_is_measured_too(mesh: Mesh) -> None:
+    call = await mesh.call(chunked(CHAT, b'{"model"', b': "gpt-5"}'))
+    assert call.facts == {"provider": "openai", "bytes": "18", "model": "gpt-5"}
+    assert call.received[0].body == b'{"model": "gpt-5"}'
+
+
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1beta/models/gemini-3-pro:streamGenerateContent?alt=sse", "gemini-3-pro"),
+        ("/v1beta/tunedModels/mine:generateContent", "mine"),
+        ("/v1beta//models//gemini:x", "gemini"),
+        ("/v1beta/models/gem%69ni:x", "gemini"),
+        ("/v1beta/models%2Fgemini%3Ax", "gemini"),
+        ("/v1/projects/p/locations/l/publishers/google/models/gemini:x", "gemini"),
+        ("/v1beta/models?pageToken=/models/secret:x", None),
+        ("/v1beta/models/" + "m" * 10_000, None),
+        ("", None),
+    ],
+)
+async def test_geminis_model_is_read_from_the_path_alone(mesh: Mesh, path: str, model: str | None) -> None:
+    call = await mesh.call(post(f"/gemini{path}", b"{}"))
+    assert call.facts.get("model") == model
+
+
+# A body, and what the gate learns of it beside its size.
+BODIES: dict[bytes, dict[str, str]] = {
+    b"": {},
+    b"{": {},
+    b"[]": {},
+    b"null": {},
+    b'"x"': {},
+    b"\xff\xfe": {},
+    b'{"model": "gpt"} and more': {},
+    b'{"model": "gpt", "x": NaN}': {},
+    b'{"model": "\\ud800"}': {},
+    b'{"model": "\xff"}': {},
+    b'{"model": "gpt", "x": %s}' % (b"[" * 5000 + b"]" * 5000): {},
+    b'{"model": "' + b"x" * 9000 + b'"}': {},
+    b'{"model": "' + b"x" * 5_000_000 + b'"}': {},
+    b'{"model": ""}': {},
+    b'{"model": null}': {},
+    b'{"model": {"a": 1}}': {},
+    b'{"model": ["gpt"]}': {},
+    b'{"model": 1}': {"model": "1"},
+    b'{"model": true}': {"model": "1"},
+    b'{"model": "a", "model": "b"}': {"model": "b"},
+    b'{"model": "a\\u0000b"}': {"model": "a\0b"},
+    '{"model": "é"}'.encode(): {"model": "é"},
+    b'\xef\xbb\xbf{"model": "gpt"}': {"model": "gpt"},
+    b'{"max_tokens": "12"}': {"max_tokens": "12"},
+    b'{"max_tokens": -5}': {"max_tokens": "-5"},
+    b'{"max_tokens": 1e3}': {"max_tokens": "1000.000000"},
+    b'{"max_tokens": 16.5}': {"max_tokens": "16.500000"},
+    b'{"max_tokens": 9007199254740993}': {"max_tokens": "9007199254740993"},
+    b'{"max_tokens": 18446744073709551615}': {},
+    b'{"max_tokens": 1e999}': {},
+    b'{"n": false}': {"n": "0"},
+    b'{"generationConfig": 5}': {},
+}
+
+
+async def test_the_gate_is_asked_whatever_the_body_is(mesh: Mesh) -> None:
+    for body, facts in BODIES.items():
+        call = await mesh.call(post(CHAT, body, "x-user-id: alice"))
+        assert call.facts == {"provider": "openai", "user": "alice", "bytes": str(len(body)), **facts}, body[:50]
+        assert [received.body for received in call.received] == [body], body[:50]
+
+
+async def test_the_gate_is_asked_whatever_the_body_claims_to_be(mesh: Mesh) -> None:
+    body = b'{"model": "gpt-5"}'
+    for claim in ("text/plain", "", "application/json; charset=utf-8", "multipart/form-data; boundary=x"):
+        call = await mesh.call(post(CHAT, body, f"content-type: {claim}"))
+        assert call.facts == {"provider": "openai", "bytes": "18", "model": "gpt-5"}, claim
+    packed = gzip.compress(body)
+    call = await mesh.call(post(CHAT, packed, "content-encoding: gzip"))
+    assert call.facts == {"provider": "openai", "bytes": str(len(packed))}
+
+
+async def test_the_gate_is_asked_whatever_the_method_is(mesh: Mesh) -> None:
+    for method in ("GET", "DELETE", "OPTIONS", "PUT", "PATCH", "TRACE"):
+        call = await mesh.call(
+            f"{method} /openai/v1/models HTTP/1.1\r\nhost: envoy\r\ncontent-length: 0\r\n\r\n".encode()
+        )
+        assert call.facts == {"provider": "openai", "bytes": "0"}, method
+
+
+async def test_identity_is_for_the_gate_alone(mesh: Mesh) -> None:
+    call = await mesh.call(post(CHAT, b"{}", "X-User-Id: alice", "x-user-id: bob", "x-org-id: acme"))
+    assert (call.facts["user"], call.facts["org"]) == ("alice", "acme")
+    assert not call.received[0].header("x-user-id")
+    assert not call.received[0].header("x-org-id")
+
+
+async def test_an_identity_that_is_not_utf_8_is_refused_before_the_gate_cannot_read_it(mesh: Mesh) -> None:
+    call = await mesh.call(post(CHAT, b"{}", "x-user-id: caf\xc3\xa9"))
+    assert call.facts["user"] == "café"
+    for headers in (
+        ["x-user-id: \xe9"],
+        ["x-org-id: \xe9"],
+        ["x-user-id: ok", "x-user-id: \xe9"],
+        ["x-user-id: \xe9", "x-user-id: ok"],
+    ):
+        call = await mesh.call(post(CHAT, b"{}", *headers))
+        assert (call.answer.status, call.asked, call.received) == (400, [], []), headers
+        assert "is not UTF-8 text" in json.loads(call.answer.body)["error"]["message"]
+
+
+@pytest.mark.parametrize(
+    ("target", "headers", "key"),
+    [
+        ("/keyed/v1/chat/completions", ["authorization: Bearer sk-1"], "Bearer sk-1"),
+        ("/keyed/v1/chat/completions", ["api-key: az-1"], "az-1"),
+        ("/keyed/v1/chat/completions", [], None),
+        (MESSAGES, ["x-api-key: sk-1"], "sk-1"),
+        (MESSAGES, ["authorization: Bearer oat-1"], "Bearer oat-1"),
+        (GENERATE, ["x-goog-api-key: AIza-_1"], "AIza-_1"),
+        (GENERATE + "?alt=sse&key=AIza-_1", [], "AIza-_1"),
+        (GENERATE + "?k%65y=AIza-_1", [], "AIza-_1"),
+        (GENERATE + "?monkey=1", [], None),
+    ],
+)
+async def test_the_key_that_is_counted_is_the_key_that_is_sent(
+    mesh: Mesh, target: str, headers: list[str], key: str | None
+) -> None:
+    call = await mesh.call(post(target, b"{}", *headers))
+    assert call.facts.get("user") == key
+    (received,) = call.received
+    assert [f"{name}: {value}" for name, value in received.headers if f"{name}: {value}" in headers] == headers
+    assert received.target.endswith(target.partition("?")[2])
+
+
+async def test_a_second_key_of_the_same_header_is_not_sent(mesh: Mesh) -> None:
+    call = await mesh.call(post(MESSAGES, b"{}", "x-api-key: counted", "x-api-key: free"))
+    assert call.facts["user"] == "counted"
+    assert call.received[0].header("x-api-key") == ["counted"]
+
+
+async def test_a_call_with_two_keys_or_none_that_can_be_read_is_refused(mesh: Mesh) -> None:
+    for target, headers in (
+        (MESSAGES, ["x-api-key: a", "authorization: Bearer b"]),
+        (MESSAGES, ["authorization: Bearer a", "authorization: Bearer b"]),
+        (MESSAGES, ["x-api-key: ", "x-api-key: b"]),
+        (MESSAGES, ["x-api-key: \xff"]),
+        ("/keyed/v1", ["authorization: Bearer a", "api-key: b"]),
+        (GENERATE, ["x-goog-api-key: a", "authorization: Bearer b"]),
+        (GENERATE + "?key=a", ["x-goog-api-key: b"]),
+        (GENERATE + "?key=a", ["authorization: Bearer b"]),
+        (GENERATE + "?key=a&key=b", []),
+        (GENERATE + "?key=a&k%65y=b", []),
+        (GENERATE + "?key=a;key=b", []),
+        (GENERATE + "?key=%ff", []),
+    ):
+        call = await mesh.call(post(target, b"{}", *headers))
+        assert (call.answer.status, call.asked, call.received) == (400, [], []), (target, headers)
+
+
+async def test_nothing_of_a_call_can_pass_for_what_envoy_or_the_gate_says(mesh: Mesh) -> None:
+    forged = (
+        b'{"lease": "forged", "sluice.request": {"model": "free"}, "envoy.filters.http.ratelimit": {"lease": "forged"}}'
+    )
+    headers = ("x-sluice-lease: forged", "x-envoy-dynamic-metadata: forged", "lease: forged")
+    call = await mesh.call(post(CHAT, forged, *headers))
+    assert call.facts == {"provider": "openai", "bytes": str(len(forged))}
+    lease = mesh.gate.leases[-1]
+    await mesh.gate.until(lambda: any(stream.lease == lease for stream in mesh.gate.streams))
+    assert mesh.gate.streams[-1].opened_with["x-sluice-lease"] == lease
+
+
+@pytest.mark.parametrize(
+    ("target", "provider", "sent"),
+    [
+        ("/openai", "openai", "/"),
+        ("/openai?x=1", "openai", "/?x=1"),
+        ("/openai/v1/x?q=/a/../b", "openai", "/v1/x?q=/a/../b"),
+        ("//openai//v1", "openai", "/v1"),
+        ("/%6fpenai/v1", "openai", "/v1"),
+        ("/openai/v1/models/a%2Fb", "openai", "/v1/models/a%2Fb"),
+        ("/openai/../strict/v1", "strict", "/v1"),
+        ("/openai/%2e%2e/strict/v1", "strict", "/v1"),
+        ("/openai\\..\\strict/v1", "strict", "/v1"),
+        ("/x/../openai/v1", "openai", "/v1"),
+        ("http://envoy/openai/v1", "openai", "/v1"),
+        ("/", None, None),
+        ("/openai/..", None, None),
+        ("/openai%2Fv1", None, None),
+        ("/openaix/v1", None, None),
+        ("/OPENAI/v1", None, None),
+        ("/openai;x/v1", None, None),
+    ],
+)
+async def test_a_path_leads_to_the_gate_of_where_it_leads(
+    mesh: Mesh, target: str, provider: str | None, sent: str | None
+) -> None:
+    call = await mesh.call(post(target))
+    assert [dict(descriptor)["provider"] for descriptor in call.asked] == ([provider] if provider else [])
+    assert [received.target for received in call.received] == ([sent] if sent else [])
+    assert call.answer.status == (200 if provider else 404)
+
+
+async def test_an_unknown_path_is_told_which_providers_there_are(mesh: Mesh) -> None:
+    answer = (await mesh.call(post("/nowhere"))).answer
+    assert answer.headers["content-type"] == "application/json"
+    error = json.loads(answer.body)["error"]
+    assert error["message"] == ("no such provider; served here: /openai/, /strict/, /keyed/, /anthropic/, /gemini/")
+
+
+async def test_a_call_by_a_providers_own_name_goes_there_unprefixed() -> None:
+    header = SUBJECTS["header"]
+    configuration = merge(
+        [
+            limits_of("one", Api.OPENAI, "http://llm.test:8001", User=header),
+            limits_of("two", Api.OPENAI, "http://llm.test:8002", User=header),
+            limits_of("plain", Api.OPENAI, "http://plain.test", User=SubjectSource(SubjectKind.HEADER, "x-other")),
+            limits_of("loopback", Api.OPENAI, "http://127.0.0.1:1", User=header),
+        ]
+    )
+    names = {
+        "llm.test:8001": "one",
+        "llm.test:8002": "two",
+        "llm.test": "one",
+        "LLM.test": "one",
+        "llm.test.": "one",
+        "llm.test:9999": "one",
+        "plain.test": "plain",
+        "plain.test:80": "plain",
+        "127.0.0.1:1": "loopback",
+        "127.0.0.1": None,
+        "127.0.0.1:10000": None,
+        "api.llm.test": None,
+        "": None,
+    }
+    async with running_mesh(configuration) as mesh:
+        for name, provider in names.items():
+            call = await mesh.call(post("/v1/chat/completions", b"{}", host=name))
+            assert [dict(descriptor)["provider"] for descriptor in call.asked] == ([provider] if provider else []), name
+
+
+async def test_what_is_no_plain_call_does_not_pass(mesh: Mesh) -> None:
+    for request, status in (
+        (b"CONNECT api.openai.com:443 HTTP/1.1\r\nhost: api.openai.com:443\r\n\r\n", 403),
+        (b"CONNECT /openai/v1 HTTP/1.1\r\nhost: envoy\r\n\r\n", 400),
+        (b"GET /openai/v1/realtime HTTP/1.1\r\nhost: x\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n", 403),
+        (b"POST /openai/v1 HTTP/1.0\r\ncontent-length: 2\r\n\r\n{}", 426),
+        (b"POST /openai/v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ntransfer-encoding: chunked\r\n\r\n{}", 400),
+        (b"POST /openai/v1 HTTP/1.1\r\nhost: x\r\ncontent-length: 2\r\ncontent-length: 3\r\n\r\n{}", 400),
+        (post("/openai/v1/%00"), 400),
+        (post("/openai/v1/\xff"), 400),
+        (post(CHAT, b"{}", f"x-user-id: {'u' * 70_000}"), 431),
+    ):
+        call = await mesh.call(request)
+        assert (call.answer.status, call.asked, call.received) == (status, [], []), request[:60]
+
+
+async def test_an_identity_as_long_as_headers_may_be_reaches_the_gate(mesh: Mesh) -> None:
+    call = await mesh.call(post(CHAT, b"{}", f"x-user-id: {'u' * 50_000}"))
+    assert call.facts["user"] == "u" * 50_000

@@ -44,7 +44,7 @@ class GrpcServer:
     """Serves a gate on a Unix socket, a TCP address, or both."""
 
     def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
-        self._calls = WatchedCalls(gate, headers)
+        self.calls = WatchedCalls(gate, headers)
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()
@@ -96,7 +96,7 @@ class GrpcServer:
         raise AssertionError  # abort has raised
 
     async def _process(self, _: Any, context: Any) -> None:
-        stream = self._calls.open()
+        stream = self.calls.open()
         try:
             try:
                 while (data := await context.read()) is not grpc.aio.EOF:
@@ -110,7 +110,7 @@ class GrpcServer:
     async def _stream_access_logs(self, _: Any, context: Any) -> bytes:
         while (data := await context.read()) is not grpc.aio.EOF:
             try:
-                self._calls.feed_log(StreamAccessLogsMessage.FromString(data))
+                self.calls.feed_log(StreamAccessLogsMessage.FromString(data))
             except Exception as error:  # noqa: BLE001  the next message is about another call
                 _report("a message of the access log could not be read", error)
         return b""  # a StreamAccessLogsResponse has no fields

@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 from typing import Any, Final
 
 import grpc
@@ -87,6 +88,13 @@ class Served:
     def put_in_force(self, document: str) -> None:
         """Other limits, from now on."""
         self.gate.apply(merge(parse(document, "test")), {})
+
+    async def claimed(self, lease: str) -> Any:
+        """An ext_proc stream that has claimed its lease."""
+        stream = self.watch()
+        await stream.write(request_headers(lease))
+        await self.until(lambda: lease in self.server.calls.streams)
+        return stream
 
     def watch(self) -> Any:
         """An ext_proc stream, as Envoy opens one for each call."""
@@ -185,25 +193,28 @@ def request_headers(lease: str = "") -> ext_proc.ProcessingRequest:
 
 
 def response_headers(
-    lease: str = "", *, end_of_stream: bool = False, usage: bytes | None = None, **headers: str
+    headers: Mapping[str, str] = MappingProxyType({":status": "200"}),
+    *,
+    lease: str = "",
+    end_of_stream: bool = False,
+    usage: bytes | None = None,
 ) -> ext_proc.ProcessingRequest:
-    """The response's headers; `status` and `content_type` stand for `:status` and `content-type`, and so on."""
-    names = {name: ":status" if name == "status" else name.replace("_", "-") for name in headers}
-    values = [core.HeaderValue(key=names[name], raw_value=value.encode()) for name, value in headers.items()]
+    """The response's headers."""
+    values = [core.HeaderValue(key=name, raw_value=value.encode()) for name, value in headers.items()]
     return ext_proc.ProcessingRequest(
         response_headers=ext_proc.HttpHeaders(headers=core.HeaderMap(headers=values), end_of_stream=end_of_stream),
         metadata_context=metadata(lease, usage),
     )
 
 
-def response_body(body: bytes, lease: str = "", *, end_of_stream: bool = False) -> ext_proc.ProcessingRequest:
+def response_body(body: bytes, *, lease: str = "", end_of_stream: bool = False) -> ext_proc.ProcessingRequest:
     """A piece of the response's body."""
     return ext_proc.ProcessingRequest(
         response_body=ext_proc.HttpBody(body=body, end_of_stream=end_of_stream), metadata_context=metadata(lease)
     )
 
 
-def response_trailers(lease: str = "", usage: bytes | None = None) -> ext_proc.ProcessingRequest:
+def response_trailers(usage: bytes | None = None, *, lease: str = "") -> ext_proc.ProcessingRequest:
     """The end of the response."""
     return ext_proc.ProcessingRequest(
         response_trailers=ext_proc.HttpTrailers(), metadata_context=metadata(lease, usage)

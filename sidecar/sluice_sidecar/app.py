@@ -185,9 +185,8 @@ class Sidecar:
 
     async def _follow(self, files: Watch) -> None:
         while True:
-            reading = await files.change()
             try:
-                await self._change(reading)
+                await self._change(await files.change())
             except Exception:
                 logger.exception("a change of the limits could not be put in force")
 
@@ -195,7 +194,7 @@ class Sidecar:
         try:
             configuration = await asyncio.to_thread(watch.configuration, reading)
         except InvalidDocument as error:
-            self._turn_down(error.problems)
+            self._report("the limits files have mistakes; what was in force stays", error.problems)
             return
         before = self._configuration
         self._put_in_force(configuration)
@@ -208,8 +207,8 @@ class Sidecar:
         try:
             await asyncio.to_thread(self._files.write, configuration)
         except (OSError, Failed) as error:
-            place = str(self._files.folder)
-            self._turn_down([Problem(place, "", "", f"Envoy keeps its routes: its files cannot be written: {error}")])
+            problem = Problem(str(self._files.folder), "", "", f"cannot be written: {error}")
+            self._report("the limits are in force, but Envoy keeps its last routes and providers", [problem])
 
     def _put_in_force(self, configuration: Configuration) -> None:
         self._gate.apply(configuration, self._environ)
@@ -218,9 +217,9 @@ class Sidecar:
         for line in _warnings(configuration, self._environ):
             logger.warning("%s", line)
 
-    def _turn_down(self, problems: Iterable[Problem]) -> None:
+    def _report(self, what: str, problems: Iterable[Problem]) -> None:
         self._health.turned_down(problems)
-        logger.error("the limits files have mistakes; what was in force stays")
+        logger.error("%s", what)
         for problem in self._health.problems:
             logger.error("%s", problem)
 

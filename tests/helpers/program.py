@@ -121,7 +121,7 @@ async def running(*arguments: object, ready: bool = True, **environment: str) ->
     """`sluice run` with these arguments and an admin server on a free port; ended, if need be killed, afterwards."""
     command = ("run", "--admin", "127.0.0.1:0", *arguments)
     process = await _start(command, environment, stdout=asyncio.subprocess.DEVNULL)
-    async with aiohttp.ClientSession() as client:
+    async with aiohttp.ClientSession(connector=aiohttp.TCPConnector(limit=0)) as client:
         program = Program(process, client)
         reading = asyncio.create_task(program.read_log())
         try:

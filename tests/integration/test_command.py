@@ -24,7 +24,7 @@ from standin import StandIn
 
 BODY = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "a secret of the prompt"}]}
 STREAM = {**BODY, "stream": True, "stream_options": {"include_usage": True}}
-CAPS = {"requestsPerMinute": 100, "tokensPerMinute": 100_000, "maxConcurrent": 50}
+CAPS = {"requestsPerMinute": 1000, "tokensPerMinute": 100_000, "maxConcurrent": 500}
 KEY = "sk-a-secret-of-the-caller"
 
 # Each starts the program, and most an Envoy: seconds, on a machine that is busy with others.
@@ -131,9 +131,9 @@ async def test_sigterm_lets_streams_end_and_their_commits_land(file: Path, provi
     async with running(*with_envoy(file)) as program:
         calls = [
             asyncio.create_task(call(program, body=STREAM, hold="middle", input_tokens=30, output_tokens=12))
-            for _ in range(20)
+            for _ in range(200)
         ]
-        await provider.until(lambda p: p.held == 20)
+        await provider.until(lambda p: p.held == 200)
         program.process.terminate()
         await program.line("stopping")
         assert (await program.get("/readyz"))[0] == 503
@@ -143,7 +143,9 @@ async def test_sigterm_lets_streams_end_and_their_commits_land(file: Path, provi
         assert await program.ended() == 0
         assert {status for status, _ in answers} == {200}
         assert all(body.endswith(b"data: [DONE]\n\n") for _, body in answers)
-        assert "20 calls admitted, 20 committed, 0 estimated, 0 refunded" in await program.line("every call has ended")
+        assert "200 calls admitted, 200 committed, 0 estimated, 0 refunded" in await program.line(
+            "every call has ended"
+        )
 
 
 async def test_a_queued_call_is_served_before_the_end(provider: StandIn, tmp_path: Path) -> None:
@@ -312,7 +314,7 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"{file}: openai: provider openai, OpenAI at {provider.url}; failurePolicy Allow; User (header x-user-id) "
-        "requestsPerMinute 100, tokensPerMinute 100000, maxConcurrent 50, maxWait 0s, mode Enforce\n"
+        "requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, mode Enforce\n"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -29,7 +30,7 @@ SECONDS = 10
 class Observed:
     """One usage stream: what came on it, in order, and whether it is over."""
 
-    messages: list[tuple[str, Message]] = field(default_factory=list)
+    messages: list[tuple[str, Any]] = field(default_factory=list)
     opened_with: dict[str, str] = field(default_factory=dict)
     lease: str = ""
     usage: tuple[int, int] | None = None
@@ -148,7 +149,7 @@ class RecordingProvider:
 
     def __init__(self) -> None:
         self.received: list[Received] = []
-        self.answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = self._ok
+        self.answer: Callable[[web.BaseRequest], Awaitable[web.StreamResponse]] = self.ok
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.content.read()
@@ -157,16 +158,18 @@ class RecordingProvider:
         return await self.answer(request)
 
     @staticmethod
-    async def _ok(_request: web.BaseRequest) -> web.StreamResponse:
+    async def ok(_request: web.BaseRequest) -> web.StreamResponse:
         return web.json_response({"usage": {"prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7}})
 
 
 @asynccontextmanager
-async def providing(provider: RecordingProvider, port: int) -> AsyncIterator[RecordingProvider]:
+async def providing(
+    provider: RecordingProvider, port: int, tls: ssl.SSLContext | None = None
+) -> AsyncIterator[RecordingProvider]:
     """The provider on a loopback port."""
     runner = web.ServerRunner(web.Server(provider.handle), handle_signals=False, shutdown_timeout=0)
     await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", port).start()
+    await web.TCPSite(runner, "127.0.0.1", port, ssl_context=tls).start()
     try:
         yield provider
     finally:
@@ -182,9 +185,9 @@ class Answer:
     body: bytes
 
 
-async def send(port: int, request: bytes) -> Answer:
+async def send(port: int, request: bytes, seconds: float = SECONDS) -> Answer:
     """Sends bytes as they are, and reads one answer with a content-length or to the end of the connection."""
-    async with asyncio.timeout(SECONDS):
+    async with asyncio.timeout(seconds):
         reader, writer = await asyncio.open_connection("127.0.0.1", port, limit=1 << 26)
         try:
             writer.write(request)
@@ -203,7 +206,7 @@ async def send(port: int, request: bytes) -> Answer:
 
 async def _chunks(reader: asyncio.StreamReader) -> bytes:
     body = b""
-    while size := int(await reader.readline(), 16):
+    while size := int(await reader.readuntil(b"\r\n"), 16):
         body += (await reader.readexactly(size + 2))[:-2]
     return body
 

@@ -157,12 +157,12 @@ def _slots(window: SlidingWindow) -> tuple[int, int, int, int, int, tuple[int, .
 
 
 def unsettled(engine: Engine, permits: list[Permit]) -> dict[BucketKey, int]:
-    """How many of the permits have no final count of tokens yet, by bucket."""
+    """How many of the permits have no final count of tokens yet, by bucket (of those that are not forgotten)."""
     open_calls = dict.fromkeys(engine._buckets, 0)
     for permit in permits:
-        if permit.settled is None:
-            for key in permit.keys:
-                open_calls[key] += 1
+        for bucket in permit.buckets if permit.settled is None else ():
+            if engine._buckets.get(bucket.key) is bucket:
+                open_calls[bucket.key] += 1
     return open_calls
 
 

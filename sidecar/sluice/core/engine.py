@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import heapq
 from bisect import bisect_right
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from threading import RLock
@@ -312,8 +312,8 @@ class Engine:
         self._stay(waiter)
         return waiter
 
-    def _reconsider(self, waiter: Waiter, now: int) -> Iterable[Bucket]:
-        """Settle a waiting call if it can be settled now. Returns the buckets where it lets those behind it pass."""
+    def _reconsider(self, waiter: Waiter, now: int) -> Sequence[Bucket]:
+        """Settle a waiting call if it can be settled now. Returns the buckets where those behind it may get on."""
         verdict = self._verdict(waiter, now)
         if verdict is None:
             return self._stay(waiter)
@@ -323,7 +323,7 @@ class Engine:
             self._refuse(waiter.call, verdict, now - waiter.arrived)
         if waiter.notify is not None:
             waiter.notify(verdict)
-        return waiter.buckets if isinstance(verdict, Refusal) else ()
+        return waiter.buckets
 
     def _obstacles(self, waiter: Waiter, now: int, *, shadow: bool = False) -> list[tuple[Bucket, Obstacle]]:
         """What stands in the way now, with those ahead in the queues served first."""

@@ -195,8 +195,8 @@ async def test_a_signal_during_the_start_ends_it(file: Path) -> None:
         assert await program.end() == 0
 
 
-async def test_a_gate_that_is_killed_leaves_no_envoy_behind(file: Path) -> None:
-    async with running(*with_envoy(file)) as program:
+async def test_a_gate_that_is_killed_leaves_no_envoy_behind(file: Path, folder: Path) -> None:
+    async with running(*with_envoy(file), TMPDIR=str(folder)) as program:
         (envoy,) = children(program.process.pid)
         await program.end(signal.SIGKILL)
         await eventually(lambda: has_ended(envoy))

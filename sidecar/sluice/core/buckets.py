@@ -191,7 +191,10 @@ class Bucket:
         """True if forgetting this bucket changes no decision."""
         if self.in_flight or self.queue is not None:
             return False
-        return all(window.empty_at <= now for window in self.windows)
+        for window in self.windows:  # no generator: this is asked of every bucket, again and again
+            if window.empty_at > now:
+                return False
+        return True
 
 
 def _window_obstacle(window: SlidingWindow, now: int, demand: Demand, ahead: Demand) -> Obstacle | None:

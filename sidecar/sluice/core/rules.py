@@ -6,7 +6,7 @@ by pattern before one for everybody; among those, likewise by model; among equal
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -26,6 +26,11 @@ class Rule:
     limits: Limits
     subjects: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+
+    @property
+    def key_models(self) -> str:
+        """Its models as they stand in a `BucketKey`."""
+        return ",".join(sorted(self.models)) if self.models else ""
 
 
 class Applied(NamedTuple):
@@ -93,24 +98,24 @@ class RuleBook:
             subject = subjects.get(scope, "")
             rule = _most_specific(rules, subject, model)
             if rule is not None:
-                key = BucketKey(provider, scope, subject, ",".join(sorted(rule.models)))
+                key = BucketKey(provider, scope, subject, rule.key_models)
                 applied.append(Applied(key, rule.limits))
         return tuple(applied)
 
     def limits_of(self, key: BucketKey) -> Limits:
         """The limits in force for a bucket that exists; unset limits if no rule speaks of it any more."""
-        candidates = [
-            rule
-            for rule in self._scopes.get(key.provider, {}).get(key.scope, ())
-            if ",".join(sorted(rule.models)) == key.models
-        ]
-        best = max(candidates, key=lambda rule: _specificity(rule.subjects, key.subject), default=None)
-        if best is None or _specificity(best.subjects, key.subject) < 0:
-            return Limits()
-        return best.limits
+        rules = self._scopes.get(key.provider, {}).get(key.scope, ())
+        rule = max(
+            (rule for rule in rules if rule.key_models == key.models),
+            key=lambda rule: _specificity(rule.subjects, key.subject),
+            default=None,
+        )
+        return Limits() if rule is None or _specificity(rule.subjects, key.subject) < 0 else rule.limits
 
 
-def _most_specific(rules: Iterable[Rule], subject: str, model: str) -> Rule | None:
+def _most_specific(rules: Sequence[Rule], subject: str, model: str) -> Rule | None:
+    if len(rules) == 1 and not rules[0].subjects and not rules[0].models:
+        return rules[0]  # the usual case: one rule, for everybody
     best: Rule | None = None
     best_rank = (-1, -1)
     for rule in rules:

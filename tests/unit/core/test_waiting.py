@@ -337,6 +337,20 @@ def test_a_waiter_that_was_admitted_but_not_told_yet_is_withdrawn_and_the_next_i
     assert_balanced(gate.engine, [permit, admitted(second.outcome)], 3)
 
 
+def test_when_one_of_the_queue_gives_up_those_behind_it_wait_as_much_less() -> None:
+    gate = Gate(user(limits=Limits(requests_per_minute=3, max_wait=2 * MINUTE)))
+    for at in (0, 10 * SECOND, 20 * SECOND):
+        gate.admit(at)
+    first, second, third = gate.queue(30 * SECOND), gate.queue(30 * SECOND), gate.queue(30 * SECOND)
+    gate.engine.cancel(first, 31 * SECOND)
+    for waiter, due in ((second, 61 * SECOND), (third, 71 * SECOND)):
+        assert gate.engine.next_wake == due
+        gate.engine.advance(due - 1)
+        assert waiter.pending
+        gate.engine.advance(due)
+        admitted(waiter.outcome)
+
+
 def test_to_cancel_a_refused_waiter_changes_nothing() -> None:
     gate = Gate(user(limits=one_at_a_time(SECOND)))
     hold(gate, 0)

@@ -166,7 +166,7 @@ class Sidecar:
         PlatformCollector(registry=registry)
         if isinstance(self._settings.admin, Path):
             _claim(self._settings.admin)
-        admin = Admin(self._health, lambda: self._engine.snapshot(clock.now()), registry)
+        admin = Admin(self._health, self._gate, registry)
         address = await admin.start(self._settings.admin)
         stack.push_async_callback(admin.stop)
         return address

@@ -69,11 +69,38 @@ class Selection:
         )
 
 
-def document(health: Health, snapshot: Snapshot, selection: Selection | None = None) -> dict[str, Json]:
+class Fullest:
+    """Of all the buckets that are wanted, the fullest `MOST_BUCKETS`."""
+
+    def __init__(self, selection: Selection | None = None) -> None:
+        self._selection = selection or Selection()
+        self._heap: list[tuple[float, int, BucketState]] = []
+        self._seen = 0
+
+    def wants(self, key: BucketKey) -> bool:
+        return self._selection.wants(key)
+
+    def add(self, bucket: BucketState) -> None:
+        """Take a bucket that is wanted."""
+        self._seen += 1
+        entry = (fullness(bucket), -self._seen, bucket)
+        if len(self._heap) < MOST_BUCKETS:
+            heapq.heappush(self._heap, entry)
+        else:
+            heapq.heappushpop(self._heap, entry)
+
+    @property
+    def buckets(self) -> list[BucketState]:
+        """The fullest first; among equals by name."""
+        return [bucket for _, _, bucket in sorted(self._heap, key=lambda entry: (-entry[0], entry[2].key))]
+
+    @property
+    def omitted(self) -> int:
+        return self._seen - len(self._heap)
+
+
+def document(health: Health, snapshot: Snapshot, fullest: Fullest) -> dict[str, Json]:
     """The answer of `/status`. Totals are of everything, whatever is selected."""
-    selection = selection or Selection()
-    wanted = [bucket for bucket in snapshot.buckets if selection.wants(bucket.key)]
-    answered = heapq.nsmallest(MOST_BUCKETS, wanted, key=lambda bucket: (-fullness(bucket), bucket.key))
     totals = snapshot.totals
     return {
         "version": __version__,
@@ -83,8 +110,8 @@ def document(health: Health, snapshot: Snapshot, selection: Selection | None = N
             "loadedAt": utc(health.loaded_at),
             "problems": [problem._asdict() for problem in health.problems],
         },
-        "buckets": [_bucket(bucket) for bucket in answered],
-        "bucketsOmitted": len(wanted) - len(answered),
+        "buckets": [_bucket(bucket) for bucket in fullest.buckets],
+        "bucketsOmitted": fullest.omitted,
         "totals": {
             "admitted": totals.admitted,
             "unlimited": totals.unlimited,

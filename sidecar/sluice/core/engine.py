@@ -231,8 +231,13 @@ class Engine:
             self._refresh(bucket)
             return picture(bucket, now)
 
+    def keys(self) -> tuple[BucketKey, ...]:
+        """Every bucket's key: to look at many with `current_state`, a few at a time."""
+        with self._lock:
+            return tuple(self._buckets)
+
     def snapshot(self, now: int) -> Snapshot:
-        """Every bucket, at one moment."""
+        """Every bucket, at one moment. It takes some 15 µs a bucket, in which nobody is admitted."""
         with self._lock:
             now = self._advance_clock(now)
             pictures = []

@@ -13,7 +13,9 @@ from prometheus_client import CollectorRegistry
 
 from helpers.envoy import short_folder
 from sluice.core.engine import Engine
+from sluice_sidecar import clock
 from sluice_sidecar.admin import Admin
+from sluice_sidecar.gate import Gate
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.settings import Address, Failed, TcpAddress
@@ -27,7 +29,7 @@ class Served:
         self.health = Health(waiting_for="")
         engine, registry = Engine(), CollectorRegistry()
         registry.register(GateCollector(EventCounts(), engine.totals, self.health))
-        self.admin = Admin(self.health, lambda: engine.snapshot(0), registry)
+        self.admin = Admin(self.health, Gate(engine, clock.now), registry)
         self.address: Address = TcpAddress("127.0.0.1", 0)
 
     async def get(self, path: str) -> tuple[int, str]:

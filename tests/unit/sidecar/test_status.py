@@ -40,7 +40,11 @@ def admit(engine: Engine, user: str, tokens: int, *, now: int = 0, model: str = 
 def document(
     engine: Engine, now: int = 0, health: Health | None = None, select: Selection | None = None
 ) -> dict[str, Any]:
-    return status.document(health or Health(), engine.snapshot(now), select)
+    snapshot, fullest = engine.snapshot(now), status.Fullest(select)
+    for bucket in snapshot.buckets:
+        if fullest.wants(bucket.key):
+            fullest.add(bucket)
+    return status.document(health or Health(), snapshot, fullest)
 
 
 def subjects(answer: dict[str, Any]) -> list[str]:

@@ -118,7 +118,7 @@ async def test_no_name_is_a_way_past_the_limit_of_a_caller_without_one(caplog: p
             assert await answer(served, request(entry(b"user", name))) is OVER_LIMIT
         subjects = {bucket.key.subject for bucket in served.snapshot().buckets}
     assert len(subjects) == len(names)
-    assert all((len(subject) < 256 and subject.isprintable()) or "\x00" in subject for subject in subjects)
+    assert max(map(len, subjects)) < 256
     assert caplog.records == []
 
 

@@ -20,6 +20,7 @@ from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.states import BucketState, Snapshot
+from sluice.core.telemetry import Telemetry
 from sluice_sidecar import clock
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, UsageSource, bootstrap
 from sluice_sidecar.gate import Gate
@@ -39,6 +40,9 @@ class System:
     url: str
     """Where applications call: Envoy."""
     client: aiohttp.ClientSession
+    server: GrpcServer
+    socket: str
+    """Where the gate serves."""
 
     def snapshot(self) -> Snapshot:
         return self.gate.engine.snapshot(clock.now())
@@ -55,6 +59,15 @@ class System:
             if time.monotonic() > deadline:
                 raise AssertionError(f"not within {seconds} s; now: {self.snapshot()}")
             await asyncio.sleep(0.005)
+
+    async def stop_gate(self) -> None:
+        """The gate is gone, as far as Envoy can see; its engine stays."""
+        await self.server.stop(0)
+
+    async def start_gate(self) -> None:
+        """The gate is there again."""
+        self.server = GrpcServer(self.gate)
+        await self.server.start(socket=self.socket)
 
     async def settled(self) -> None:
         """Wait until no call is in flight."""
@@ -83,12 +96,13 @@ async def running_system(
     document: Callable[[str], str],
     usage: UsageSource = UsageSource.METADATA,
     settings: EngineSettings | None = None,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[System]:
     """Everything up, with the limits that `document` gives for the provider's address; down in the end."""
     with short_folder() as folder:
         provider = await StandIn().start()
         configuration = merge(parse(document(provider.url), "test"))
-        gate = Gate(Engine(settings=settings), clock.now)
+        gate = Gate(Engine(settings=settings, telemetry=telemetry), clock.now)
         gate.apply(configuration, {})
         gate.start()
         server = GrpcServer(gate)
@@ -99,11 +113,13 @@ async def running_system(
         )
         starting = running_envoy(bootstrap(configuration, envoy_settings), folder)
         envoy = await asyncio.to_thread(starting.__enter__)
+        client = aiohttp.ClientSession()
+        system = System(gate, envoy, provider, f"http://127.0.0.1:{port}", client, server, socket)
         try:
-            async with aiohttp.ClientSession() as client:
-                yield System(gate, envoy, provider, f"http://127.0.0.1:{port}", client)
+            yield system
         finally:
+            await client.close()
             await asyncio.to_thread(starting.__exit__, None, None, None)
-            await server.stop(0)
+            await system.server.stop(0)
             await gate.close()
             await provider.stop()

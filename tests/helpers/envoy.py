@@ -106,7 +106,11 @@ def running_envoy(bootstrap: Mapping[str, Any], folder: Path, *arguments: str) -
     envoy = RunningEnvoy(process, admin_socket, log_file)
     try:
         _wait_until_ready(envoy)
-        yield envoy
+        try:
+            yield envoy
+        except Exception as error:
+            error.add_note(f"Envoy's log:\n{envoy.log}")
+            raise
     finally:
         _stop(process)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -126,4 +127,4 @@ async def running_mesh(
             try:
                 yield Mesh(gate, provider, envoy, port, provider_port, folder, laid_out)
             finally:
-                await asyncio.to_thread(starting.__exit__, None, None, None)
+                await asyncio.to_thread(starting.__exit__, *sys.exc_info())

@@ -28,7 +28,7 @@ RUNTIME: Final = {
 }
 
 CONNECTIONS: Final = 50_000
-"""From applications, at once. Envoy refuses more, before it runs out of files (it raises their limit itself)."""
+"""From applications, at once; more are refused, so that a leak of theirs does not take Envoy's memory."""
 
 GATE_AWAY: Final = "the rate limit gate could not be asked, and this provider's failurePolicy is Deny: try again"
 
@@ -84,7 +84,7 @@ def _connection_manager(configuration: Configuration, settings: EnvoySettings) -
         stat_prefix="egress",
         http_filters=list(filters.http_filters(configuration, settings)),
         access_log=[cut_log()],
-        local_reply_config=hcm.LocalReplyConfig(mappers=list(_own_answers(settings))),
+        local_reply_config=hcm.LocalReplyConfig(mappers=_own_answers(settings)),
         # With no `internal_address_config` no caller is trusted: what it says in headers that steer Envoy
         # (x-envoy-retry-on, x-envoy-upstream-rq-timeout-ms, …) is dropped. An empty one would trust private networks.
         use_remote_address=True,
@@ -116,23 +116,21 @@ def _connection_manager(configuration: Configuration, settings: EnvoySettings) -
 
 def _own_answers(settings: EnvoySettings) -> list[hcm.ResponseMapper]:
     """What Envoy says in place of a provider, in words and in the form of an API's error."""
-    too_large = f"the request's body is larger than {settings.body_limit} bytes"
-    flag, status = (
-        accesslog.ResponseFlagFilter(flags=["RLSE"]),
-        accesslog.StatusCodeFilter(
-            comparison=accesslog.ComparisonFilter(
-                value=core.RuntimeUInt32(default_value=413, runtime_key="sluice.none")
-            )
-        ),
+    gate_away = accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=["RLSE"]))
+    # A number in a filter must be changeable at run time; this one is called what nobody sets.
+    number = core.RuntimeUInt32(default_value=413, runtime_key="sluice.unset")
+    too_large = accesslog.AccessLogFilter(
+        status_code_filter=accesslog.StatusCodeFilter(comparison=accesslog.ComparisonFilter(value=number))
     )
+    size = f"the request's body is larger than {settings.body_limit} bytes"
     return [
-        _mapper(accesslog.AccessLogFilter(response_flag_filter=flag), error_body(503, "overloaded_error", GATE_AWAY)),
-        _mapper(accesslog.AccessLogFilter(status_code_filter=status), error_body(413, "request_too_large", too_large)),
+        _mapper(gate_away, error_body(503, "overloaded_error", GATE_AWAY)),
+        _mapper(too_large, error_body(413, "request_too_large", size)),
     ]
 
 
 def _mapper(condition: accesslog.AccessLogFilter, body: str) -> hcm.ResponseMapper:
     answer = core.SubstitutionFormatString(
-        text_format_source=core.DataSource(inline_string=body.replace("%", "%%")), content_type="application/json"
+        text_format_source=core.DataSource(inline_string=body), content_type="application/json"
     )
     return hcm.ResponseMapper(filter=condition, body_format_override=answer)

@@ -163,11 +163,8 @@ def _read_usage() -> Any:
                     "include_unconfigured_routes": False,
                     "metadata_namespace": USAGE_NAMESPACE,
                     "usage_signal": "SYNTHESIZE_TRAILERS",
-                    "limits": {
-                        "max_json_body_size": 10 * MIB,
-                        "max_sse_event_size": 10 * MIB,
-                        "max_parsed_sse_events": 4000000000,
-                    },
+                    # The most that Envoy takes; of a larger answer the usage is not read.
+                    "limits": {"max_json_body_size": 10 * MIB, "max_sse_event_size": 10 * MIB},
                 }
             }
         },

@@ -39,6 +39,8 @@ UNBOUNDED: Final = 1_000_000
 holds one usage stream. The limits document bounds calls, this does not."""
 
 CONNECT_TIMEOUT: Final = timedelta(seconds=10)
+KEEPALIVE: Final = core.TcpKeepalive(keepalive_time=60, keepalive_interval=15, keepalive_probes=4)
+"""Seconds. A model may be silent for minutes, and gateways on the way forget silent connections (AWS: after 350 s)."""
 DNS_RETRY: Final = timedelta(seconds=1)
 DNS_REFRESH: Final = timedelta(seconds=30)
 """Where the answer has no time to live of its own."""
@@ -138,6 +140,7 @@ def _provider(provider: Provider, settings: EnvoySettings) -> cluster.Cluster:
         per_connection_buffer_limit_bytes=MIB,
         load_assignment=_endpoint(name, address_of(TcpAddress(upstream.host, upstream.port))),
         circuit_breakers=_unbounded(),
+        upstream_connection_options=cluster.UpstreamConnectionOptions(tcp_keepalive=KEEPALIVE),
         transport_socket=_tls(upstream, settings) if upstream.tls else None,
         typed_extension_protocol_options=_protocol(
             upstream_http.HttpProtocolOptions(

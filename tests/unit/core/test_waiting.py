@@ -267,6 +267,18 @@ def test_room_that_a_waiter_no_longer_needs_to_be_kept_passes_on_at_once() -> No
     admitted(first.outcome)
 
 
+def test_when_a_window_slides_for_one_that_another_bucket_holds_up_those_behind_it_pass() -> None:
+    limits = Limits(tokens_per_minute=100, max_wait=2 * MINUTE)
+    gate = Gate(user(limits=one_at_a_time(2 * MINUTE)), org(limits=limits))
+    hold(gate, 0, user="alice", tokens=50)
+    hold(gate, 10 * SECOND, user="bob", tokens=40)
+    gate.queue(20 * SECOND, user="bob", tokens=0)  # the first of all waits for its own slot
+    gate.queue(20 * SECOND, user="alice", tokens=30)  # likewise, and for the org's tokens until 61 s
+    last = gate.queue(20 * SECOND, user="carol", tokens=60)
+    gate.engine.advance(61 * SECOND)
+    assert admitted(last.outcome).admitted_at == 61 * SECOND
+
+
 def test_those_blocked_in_different_buckets_are_served_in_order_of_arrival() -> None:
     """One release frees a slot of the user and one of the org: who came first gets both, wherever it was blocked."""
     gate = Gate(user(limits=one_at_a_time()), org(limits=Limits(max_concurrent=4, max_wait=10 * SECOND)))

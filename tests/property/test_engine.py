@@ -15,7 +15,7 @@ from sluice.core.keys import Scope
 from sluice.core.limits import DAY, HOUR, MINUTE, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
-from sluice.core.windows import SLOTS
+from sluice.core.windows import NEVER, SLOTS
 
 LEASE = 30 * SECOND
 PERIODS = (MINUTE, HOUR, DAY)
@@ -66,10 +66,11 @@ class Life(RuleBasedStateMachine):
         user=st.sampled_from(("ann", "bob", "")),
         org=st.sampled_from(("x", "y")),
         demand=st.builds(Demand, st.sampled_from((1, 1, 1, 0)), st.sampled_from((1, 1, 1, 0, 3)), st.integers(0, 160)),
+        patience=st.sampled_from((NEVER, NEVER, NEVER, MINUTE, 0)),
     )
-    def ask(self, user: str, org: str, demand: Demand) -> None:
+    def ask(self, user: str, org: str, demand: Demand, patience: int) -> None:
         subjects = {Scope.USER: user, Scope.ORG: org, Scope.PROJECT: "p"}
-        call = Call(self.engine.rules.match(PROVIDER, subjects), demand)
+        call = Call(self.engine.rules.match(PROVIDER, subjects), demand, patience)
         before = everything(self.engine, self.now)
         alone = not self.waiting()
         outcome = self.engine.acquire(call, self.now)

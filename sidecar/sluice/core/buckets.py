@@ -191,7 +191,7 @@ class Bucket:
         """True if forgetting this bucket changes no decision."""
         if self.in_flight or self.queue is not None:
             return False
-        for window in self.windows:  # no generator: this is asked of every bucket, again and again
+        for window in self.windows:  # noqa: SIM110 - asked of every bucket again and again; a generator takes three times as long
             if window.empty_at > now:
                 return False
         return True

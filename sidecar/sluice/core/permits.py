@@ -78,7 +78,7 @@ class Permit:
         """Replace the estimate by `actual` tokens (0 to `MAX_AMOUNT`), booked where the estimate was.
 
         True if this call settled it; False if it was settled before, and nothing has changed. An estimate that
-        stood because the permit was released unsettled is still replaced.
+        stands, also because the permit was released unsettled, is still replaced by what the provider said.
         """
         return self._engine.commit(self, actual, now, settled)
 

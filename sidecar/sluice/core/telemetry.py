@@ -12,7 +12,7 @@ logger = logging.getLogger("sluice")
 
 
 class Telemetry(Protocol):
-    """Called inside the engine, once an event: keep it short, and do not call the engine from it.
+    """Called inside the engine, once an event: keep it short, do not raise, and do not call the engine from it.
 
     A permit knows its keys, its estimate, what it really used (`tokens`), how that was settled and how long it waited.
     """
@@ -26,7 +26,8 @@ class Telemetry(Protocol):
     def would_reject(self, call: Call, refusal: Refusal) -> None:
         """A limit in shadow mode had no room, and let the call pass."""
 
-    def released(self, permit: Permit) -> None: ...
+    def released(self, permit: Permit) -> None:
+        """Also for a permit that was withdrawn: it is refunded, of 0 tokens, and was never committed."""
 
     def expired(self, permit: Permit) -> None: ...
 

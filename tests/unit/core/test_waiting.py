@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from helpers.ledger import PROVIDER, Gate, admitted, assert_balanced, everything, org, project, refused, user
+from helpers.ledger import PROVIDER, Gate, admitted, assert_balanced, everything, org, project, refused, user, waiting
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import BucketKey, Scope
@@ -85,6 +85,26 @@ def test_one_advance_serves_the_slots_of_all_leases_that_have_expired_in_order()
     waiters = [gate.queue(5) for _ in range(4)]
     gate.engine.advance(EngineSettings().lease + 2)
     assert [waiter.pending for waiter in waiters] == [False, False, False, True]
+
+
+def test_a_caller_may_have_less_patience_than_its_limits() -> None:
+    gate = Gate(user(limits=one_at_a_time(max_wait=MINUTE)))
+    hold(gate, 0)
+    call = gate.queue(0).call
+    impatient = waiting(gate.engine.acquire(call._replace(patience=SECOND), 5))
+    assert impatient.deadline == 5 + SECOND
+    assert refused(gate.engine.acquire(call._replace(patience=0), 5)).reason is Reason.NO_FREE_SLOT
+    gate.engine.advance(5 + SECOND)
+    refused(impatient.outcome)
+
+
+def test_a_caller_may_have_less_patience_than_a_window_needs_to_slide() -> None:
+    gate = Gate(user(limits=Limits(requests_per_minute=1, max_wait=2 * MINUTE)))
+    gate.admit(0)
+    waiter = gate.queue(0)
+    gate.engine.cancel(waiter, 0)
+    refusal = refused(gate.engine.acquire(waiter.call._replace(patience=MINUTE), 0))
+    assert (refusal.reason, refusal.retry_after) == (Reason.WOULD_EXCEED, 61 * SECOND)
 
 
 # -- for a window ------------------------------------------------------------------------------------------------
@@ -245,6 +265,18 @@ def test_room_that_a_waiter_no_longer_needs_to_be_kept_passes_on_at_once() -> No
     assert second.pending
     first_holder.release(6)
     admitted(first.outcome)
+
+
+def test_when_a_window_slides_for_one_that_another_bucket_holds_up_those_behind_it_pass() -> None:
+    limits = Limits(tokens_per_minute=100, max_wait=2 * MINUTE)
+    gate = Gate(user(limits=one_at_a_time(2 * MINUTE)), org(limits=limits))
+    hold(gate, 0, user="alice", tokens=50)
+    hold(gate, 10 * SECOND, user="bob", tokens=40)
+    gate.queue(20 * SECOND, user="bob", tokens=0)  # the first of all waits for its own slot
+    gate.queue(20 * SECOND, user="alice", tokens=30)  # likewise, and for the org's tokens until 61 s
+    last = gate.queue(20 * SECOND, user="carol", tokens=60)
+    gate.engine.advance(61 * SECOND)
+    assert admitted(last.outcome).admitted_at == 61 * SECOND
 
 
 def test_those_blocked_in_different_buckets_are_served_in_order_of_arrival() -> None:

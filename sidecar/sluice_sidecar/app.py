@@ -33,7 +33,7 @@ from sluice.config.types import SubjectKind
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.limits import SECOND
 from sluice.errors import InvalidDocument, Problem
-from sluice.usage.headers import HEADERS
+from sluice.usage.headers import USAGE_HEADERS
 from sluice_sidecar import clock, watch
 from sluice_sidecar.admin import Admin
 from sluice_sidecar.envoy_files import EnvoyFiles
@@ -146,9 +146,9 @@ class Sidecar:
             logger.warning("whoever reaches %s can take and end permits: keep it to Envoy by a network policy", address)
         self._gate.start()
         stack.push_async_callback(self._gate.close)
-        total, *others = HEADERS.provider_total
+        total, *others = USAGE_HEADERS.provider_total
         names = (*self._settings.usage_headers, *total)
-        server = GrpcServer(self._gate, replace(HEADERS, provider_total=(names, *others)))
+        server = GrpcServer(self._gate, replace(USAGE_HEADERS, provider_total=(names, *others)))
         try:
             port = await server.start(
                 socket=None if gate_socket is None else str(gate_socket),

@@ -21,10 +21,10 @@ from typing import Any, Final
 
 from sluice.core.permits import Permit, Settled
 from sluice.usage.estimate import Estimate
-from sluice.usage.headers import HEADERS, usage_from_headers
+from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, Settlement, settle
-from sluice.usage.tokens import Rule, Usage
+from sluice.usage.tokens import Usage, UsageFields
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
     COMPLETE,
@@ -47,7 +47,7 @@ _SETTLED: Final = {
 class WatchedCalls:
     """The calls whose streams are open, by lease. Belongs to one event loop."""
 
-    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
+    def __init__(self, gate: Gate, headers: UsageFields = USAGE_HEADERS) -> None:
         self.gate = gate
         self.headers = headers
         self.streams: dict[str, CallStream] = {}

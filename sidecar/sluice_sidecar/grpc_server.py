@@ -11,8 +11,8 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from sluice.core.limits import SECOND
 from sluice.core.windows import NEVER
-from sluice.usage.headers import HEADERS
-from sluice.usage.tokens import Rule
+from sluice.usage.headers import USAGE_HEADERS
+from sluice.usage.tokens import UsageFields
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.logs import whereabouts
@@ -43,7 +43,7 @@ OPTIONS: Final = (
 class GrpcServer:
     """Serves a gate on a Unix socket, a TCP address, or both."""
 
-    def __init__(self, gate: Gate, headers: Rule = HEADERS) -> None:
+    def __init__(self, gate: Gate, headers: UsageFields = USAGE_HEADERS) -> None:
         self.calls = WatchedCalls(gate, headers)
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)

@@ -10,12 +10,12 @@ from sluice.config.durations import parse_duration
 from sluice.config.schema import (
     AlwaysTrue,
     Anything,
+    Constraint,
     Duration,
     Field,
     Integer,
     Mistake,
     Object,
-    Rule,
     Sequence,
     Text,
     Word,
@@ -31,7 +31,7 @@ API_VERSION: Final = "sluice.dev/v1alpha1"
 KIND: Final = "ProviderLimits"
 
 MAX_ENTRIES: Final = 64
-"""Entries of one document, and patterns of one list: what rules that compare each with each stay cheap for."""
+"""Entries of one document, and patterns of one list: what constraints that compare each with each stay cheap for."""
 MAX_WAIT: Final = 5 * MINUTE
 """The longest wait: clients and load balancers give up on a silent call at about this age."""
 
@@ -84,8 +84,8 @@ SUBJECT: Final = Object(
         ),
         SubjectKind.API_KEY: Field(AlwaysTrue(), "A hash of the caller's API key is the subject.", example="true"),
     },
-    rules=(
-        Rule(
+    constraints=(
+        Constraint(
             "A header that carries a secret ("
             + ", ".join(SECRET_HEADERS)
             + ") or that the call itself needs ("
@@ -163,10 +163,10 @@ ENTRY: Final = Object(
             default=Mode.ENFORCE,
         ),
     },
-    rules=(
-        Rule("An entry has at least one cap.", _has_a_cap),
-        Rule("The cap of a shorter period is not above the cap of a longer one.", _periods_in_order),
-        Rule("An entry with a cap of 0 has no maxWait: there is nothing to wait for.", _waits_for_room),
+    constraints=(
+        Constraint("An entry has at least one cap.", _has_a_cap),
+        Constraint("The cap of a shorter period is not above the cap of a longer one.", _periods_in_order),
+        Constraint("An entry with a cap of 0 has no maxWait: there is nothing to wait for.", _waits_for_room),
     ),
 )
 
@@ -288,11 +288,13 @@ SPEC: Final = Object(
             default=[],
         ),
     },
-    rules=(
-        Rule("A provider that is not built in has `api` and `upstream`.", _is_complete),
-        Rule("Some entry of each scope says where the subject is read.", _scopes_have_a_source),
-        Rule("The entries of a scope name one source of the subject.", _scopes_have_one_source),
-        Rule("No two entries of a scope share both a subject and a model of their `match`.", _entries_are_distinct),
+    constraints=(
+        Constraint("A provider that is not built in has `api` and `upstream`.", _is_complete),
+        Constraint("Some entry of each scope says where the subject is read.", _scopes_have_a_source),
+        Constraint("The entries of a scope name one source of the subject.", _scopes_have_one_source),
+        Constraint(
+            "No two entries of a scope share both a subject and a model of their `match`.", _entries_are_distinct
+        ),
     ),
 )
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sluice.config.declaration import DOCUMENT
-from sluice.config.schema import Anything, Field, Object, Rule, Sequence, Text, Type, join
+from sluice.config.schema import Anything, Constraint, Field, Object, Sequence, Text, Type, join
 
 BEGIN: Final = "<!-- The next lines are written by sluice.config.reference; a test compares them. -->"
 END: Final = "<!-- End of what is written by sluice.config.reference. -->"
@@ -18,7 +18,7 @@ class _Row(NamedTuple):
 
 
 def reference() -> str:
-    """The table of every field, and the rules that cross fields; begins and ends with its marks."""
+    """The table of every field, and the constraints that cross fields; begins and ends with its marks."""
     lines = [
         BEGIN,
         "",
@@ -28,7 +28,7 @@ def reference() -> str:
         "",
         "What crosses fields:",
         "",
-        *(f"- {rule.says}" for rule in _rules(DOCUMENT)),
+        *(f"- {constraint.says}" for constraint in _constraints(DOCUMENT)),
         "",
         END,
     ]
@@ -45,13 +45,13 @@ def _rows(declared: Type, path: str) -> Iterator[_Row]:
                 yield from _rows(field.type, join(path, name))
 
 
-def _rules(declared: Type) -> Iterator[Rule]:
+def _constraints(declared: Type) -> Iterator[Constraint]:
     if isinstance(declared, Sequence):
-        yield from _rules(declared.item)
+        yield from _constraints(declared.item)
     elif isinstance(declared, Object):
-        yield from declared.rules
+        yield from declared.constraints
         for field in declared.fields.values():
-            yield from _rules(field.type)
+            yield from _constraints(field.type)
 
 
 def _line(row: _Row) -> str:

@@ -169,13 +169,13 @@ class Field:
     example: str = ""
 
 
-class Rule(NamedTuple):
+class Constraint(NamedTuple):
     """What crosses the fields of an object."""
 
     says: str
-    """The rule in one sentence, for the reference."""
+    """The constraint in one sentence, for the reference."""
     broken: Callable[[dict[str, Tree]], Iterable[Mistake]]
-    """Where an object breaks it. The object may hold any other mistake too: a rule speaks of sound values only."""
+    """Where an object breaks it. The object may hold any other mistake too: this speaks of sound values only."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,7 +183,7 @@ class Object:
     """Fields by name. A field that is not declared is a mistake."""
 
     fields: Mapping[str, Field]
-    rules: tuple[Rule, ...] = ()
+    constraints: tuple[Constraint, ...] = ()
     exactly_one: bool = False
     """One of the fields is given, and only one."""
 
@@ -213,8 +213,8 @@ class Object:
                 yield from mistakes(field.type, tree[name], join(path, name))
             elif field.required and name not in meant.values():
                 yield Mistake(join(path, name), f"is required: {field.type.allowed}")
-        for rule in self.rules:
-            for mistake in rule.broken(tree):
+        for constraint in self.constraints:
+            for mistake in constraint.broken(tree):
                 yield Mistake(join(path, mistake.field), mistake.message)
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sluice.usage.tokens import MAX_DIGITS, Rule, Tally, Usage
+from sluice.usage.tokens import MAX_DIGITS, Tally, Usage, UsageFields
 
-HEADERS: Final = Rule(
+USAGE_HEADERS: Final = UsageFields(
     input_tokens=(
         ("x-usage-input-tokens", "x-amzn-bedrock-input-token-count"),
         ("x-amzn-bedrock-cache-read-input-token-count",),
@@ -20,16 +20,16 @@ HEADERS: Final = Rule(
 InvokeModel, whose input leaves out both sides of the cache (API reference, InvokeModel)."""
 
 
-def usage_from_headers(headers: Iterable[tuple[str, bytes | str]], rule: Rule = HEADERS) -> Usage | None:
-    """What the response headers tell; None if none of the rule's headers is there.
+def usage_from_headers(headers: Iterable[tuple[str, bytes | str]], fields: UsageFields = USAGE_HEADERS) -> Usage | None:
+    """What the response headers tell; None if none of these fields is there.
 
     Names are in lower case, as Envoy hands them on. A value is digits and nothing else; an empty one counts as absent,
     any other as malformed. Of a header that stands twice the last one counts.
     """
-    told = {name: _count(value) for name, value in headers if name in rule.names}
+    told = {name: _count(value) for name, value in headers if name in fields.names}
     if not told:
         return None
-    tally = Tally(rule)
+    tally = Tally(fields)
     tally.add(told)
     return tally.usage()
 

@@ -18,7 +18,7 @@ from typing import Final, Protocol
 from sluice.usage.json_scan import JsonScanner, end_of_string
 from sluice.usage.profiles import Api
 from sluice.usage.sse import EventSplitter
-from sluice.usage.tokens import MAX_DIGITS, RULES, Tally, Usage
+from sluice.usage.tokens import MAX_DIGITS, USAGE_FIELDS, Tally, Usage
 
 MAX_EVENT: Final = 64 * 1024
 """Bytes of one stream event that are held back until it is complete; a larger one is scanned piece by piece."""
@@ -112,7 +112,7 @@ class JsonReader:
 
     def __init__(self, api: Api) -> None:
         self._output = _SHAPES[api].body_output
-        self._tally = Tally(RULES[api])
+        self._tally = Tally(USAGE_FIELDS[api])
         self._scanner = JsonScanner(_SHAPES[api].usage, self._found)
         self.seen_output = 0
 
@@ -144,7 +144,7 @@ class SseReader:
 
     def __init__(self, api: Api) -> None:
         self._shape = _SHAPES[api]
-        self._tally = Tally(RULES[api])
+        self._tally = Tally(USAGE_FIELDS[api])
         self._splitter = EventSplitter(self._add, self._end_event)
         self.seen_output = 0
         # The mutable state: whether the model has stopped, and the event that has begun.

@@ -40,7 +40,7 @@ class Usage(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Rule:
+class UsageFields:
     """How an API's fields become counts: each count is a sum, each summand the first of its names that was told."""
 
     input_tokens: tuple[tuple[str, ...], ...]
@@ -54,21 +54,21 @@ class Rule:
         object.__setattr__(self, "names", frozenset(name for names in summands for name in names))
 
 
-RULES: Final[Mapping[Api, Rule]] = {
+USAGE_FIELDS: Final[Mapping[Api, UsageFields]] = {
     # Chat and completions say prompt/completion, responses and images input/output; embeddings have no output.
     # Cached and reasoning tokens are inside these counts.
-    Api.OPENAI: Rule(
+    Api.OPENAI: UsageFields(
         input_tokens=(("prompt_tokens", "input_tokens"),),
         output_tokens=(("completion_tokens", "output_tokens"),),
         provider_total=(("total_tokens",),),
     ),
     # `input_tokens` leaves out what was written to the cache and what was read from it; output includes thinking.
-    Api.ANTHROPIC: Rule(
+    Api.ANTHROPIC: UsageFields(
         input_tokens=(("input_tokens",), ("cache_creation_input_tokens",), ("cache_read_input_tokens",)),
         output_tokens=(("output_tokens",),),
     ),
     # Cached content is inside the prompt; thoughts and tool use are beside it. Zero counts are left out.
-    Api.GEMINI: Rule(
+    Api.GEMINI: UsageFields(
         input_tokens=(("promptTokenCount",), ("toolUsePromptTokenCount",)),
         output_tokens=(("candidatesTokenCount",), ("thoughtsTokenCount",)),
         provider_total=(("totalTokenCount",),),
@@ -79,8 +79,8 @@ RULES: Final[Mapping[Api, Rule]] = {
 class Tally:
     """The counts of one response, as far as it has told them."""
 
-    def __init__(self, rule: Rule) -> None:
-        self._rule = rule
+    def __init__(self, fields: UsageFields) -> None:
+        self._fields = fields
         self._counts: dict[str, int | None] = {}  # None: told, but malformed
         self._malformed = False  # a whole report was
 
@@ -91,7 +91,7 @@ class Tally:
         if not isinstance(report, dict):
             self._malformed = True
             return
-        for name in self._rule.names & report.keys():
+        for name in self._fields.names & report.keys():
             value = report[name]
             if value is not None:
                 self._counts[name] = value if is_count(value) else None
@@ -100,11 +100,11 @@ class Tally:
         """What is known so far; None if nothing was told."""
         if not self._counts and not self._malformed:
             return None
-        input_tokens = self._sum(self._rule.input_tokens)
-        provider_total = self._sum(self._rule.provider_total)
+        input_tokens = self._sum(self._fields.input_tokens)
+        provider_total = self._sum(self._fields.provider_total)
         no_input = input_tokens is None and provider_total is None  # there always is some
         malformed = self._malformed or None in self._counts.values()
-        return Usage(input_tokens, self._sum(self._rule.output_tokens), provider_total, malformed or no_input)
+        return Usage(input_tokens, self._sum(self._fields.output_tokens), provider_total, malformed or no_input)
 
     def _sum(self, summands: tuple[tuple[str, ...], ...]) -> int | None:
         told = [count for names in summands if (count := self._first(names)) is not None]

@@ -6,7 +6,7 @@ import pytest
 
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.headers import usage_from_headers
-from sluice.usage.tokens import Rule, Usage
+from sluice.usage.tokens import Usage, UsageFields
 
 
 def test_no_such_header_tells_nothing() -> None:
@@ -70,6 +70,6 @@ def test_of_a_repeated_header_the_last_one_counts() -> None:
 
 
 def test_the_headers_to_read_can_be_named() -> None:
-    rule = Rule(input_tokens=(("x-in",),), output_tokens=(("x-out",),))
+    fields = UsageFields(input_tokens=(("x-in",),), output_tokens=(("x-out",),))
 
-    assert usage_from_headers([("x-in", b"3"), ("x-out", b"4"), ("x-usage-total-tokens", b"9")], rule) == Usage(3, 4)
+    assert usage_from_headers([("x-in", b"3"), ("x-out", b"4"), ("x-usage-total-tokens", b"9")], fields) == Usage(3, 4)

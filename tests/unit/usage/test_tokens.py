@@ -8,11 +8,11 @@ import pytest
 
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles import Api
-from sluice.usage.tokens import RULES, Rule, Tally, Usage
+from sluice.usage.tokens import USAGE_FIELDS, Tally, Usage, UsageFields
 
 
 def tallied(api: Api, *reports: object) -> Usage | None:
-    tally = Tally(RULES[api])
+    tally = Tally(USAGE_FIELDS[api])
     for report in reports:
         tally.add(report)
     return tally.usage()
@@ -120,7 +120,7 @@ def test_the_providers_own_total_counts_only_where_a_part_is_missing(usage: Usag
     assert usage.total == total
 
 
-def test_a_rule_knows_the_names_of_all_its_fields() -> None:
-    rule = Rule(input_tokens=(("a", "b"), ("c",)), output_tokens=(("d",),))
+def test_usage_fields_know_all_their_names() -> None:
+    fields = UsageFields(input_tokens=(("a", "b"), ("c",)), output_tokens=(("d",),))
 
-    assert rule.names == {"a", "b", "c", "d"}
+    assert fields.names == {"a", "b", "c", "d"}

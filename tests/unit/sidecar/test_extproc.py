@@ -1,0 +1,130 @@
+"""The object that watches one call, fed by hand: what the wire cannot time."""
+
+from __future__ import annotations
+
+import pytest
+
+from helpers.ledger import Journal
+from helpers.system import limits
+from sluice.config.document import parse
+from sluice.config.merge import merge
+from sluice.core.engine import Engine
+from sluice.core.keys import BucketKey, Scope
+from sluice.core.permits import Permit
+from sluice.core.states import BucketState
+from sluice_sidecar.extproc import WatchedCalls
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.protos import LEASE_NAMESPACE, ProcessingRequest, RateLimitRequest
+from sluice_sidecar.rls import RateLimitService
+
+ALICE = BucketKey("openai", Scope.USER, "alice")
+INPUT, ESTIMATE = 100, 150
+
+
+class Broken(Journal):
+    """Telemetry that fails where a call is settled."""
+
+    def committed(self, permit: Permit) -> None:
+        raise RuntimeError
+
+
+class Calls:
+    """A gate at a moment that does not pass, and the calls it watches."""
+
+    def __init__(self, telemetry: Journal | None = None) -> None:
+        self.gate = Gate(Engine(telemetry=telemetry), lambda: 0)
+        document = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 10_000, "maxConcurrent": 10})
+        self.gate.apply(merge(parse(document, "test")), {})
+        self.watched = WatchedCalls(self.gate)
+
+    async def admit(self) -> str:
+        request = RateLimitRequest()
+        descriptor = request.descriptors.add()
+        for key, value in {"provider": "openai", "user": "alice", "bytes": "400", "max_tokens": "50"}.items():
+            descriptor.entries.add(key=key, value=value)
+        response = await RateLimitService(self.gate).should_rate_limit(request)
+        return str(response.dynamic_metadata["lease"])
+
+    @property
+    def alice(self) -> BucketState:
+        state = self.gate.engine.current_state(ALICE, 0)
+        assert state is not None
+        return state
+
+    @property
+    def tokens(self) -> int:
+        (window,) = self.alice.windows.values()
+        return window.used
+
+
+def beginning(lease: str) -> ProcessingRequest:
+    message = ProcessingRequest()
+    message.request_headers.SetInParent()
+    message.metadata_context.filter_metadata[LEASE_NAMESPACE].fields["lease"].string_value = lease
+    return message
+
+
+def answer(content_type: str) -> ProcessingRequest:
+    message = ProcessingRequest()
+    for key, value in ((":status", b"200"), ("content-type", content_type.encode())):
+        message.response_headers.headers.headers.add(key=key, raw_value=value)
+    return message
+
+
+def piece(body: bytes) -> ProcessingRequest:
+    message = ProcessingRequest()
+    message.response_body.body = body
+    return message
+
+
+async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    assert not stream.feed(beginning(lease))
+    assert not stream.feed(answer("text/event-stream"))
+    assert not stream.feed(piece(b'data: {"choices": [{"delta": {"content": "' + b"x" * 40 + b'"}}]}\n\n'))
+    stream.cut(lease, 200)
+    assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10, 0, 1)
+    stream.close()
+    assert stream.feed(beginning(lease))
+    assert calls.tokens == INPUT + 10
+
+
+async def test_a_status_that_the_stream_has_told_is_believed_before_the_logs() -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.feed(answer("application/json"))
+    stream.cut(lease, 503)
+    assert (calls.alice.estimated, calls.alice.refunded) == (1, 0)
+
+
+async def test_nothing_is_kept_of_a_call_that_is_over() -> None:
+    calls = Calls()
+    for ending in ("close", "cut", "trailers"):
+        lease = await calls.admit()
+        stream = calls.watched.open()
+        stream.feed(beginning(lease))
+        assert list(calls.watched.streams) == [lease]
+        if ending == "close":
+            stream.close()
+        elif ending == "cut":
+            stream.cut(lease, 0)
+        else:
+            end = ProcessingRequest()
+            end.response_trailers.SetInParent()
+            assert stream.feed(end)
+        assert calls.watched.streams == {}
+    assert calls.alice.in_flight == 0
+
+
+async def test_a_call_whose_settling_fails_still_frees_its_slot() -> None:
+    calls = Calls(Broken())
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    with pytest.raises(RuntimeError):
+        stream.cut(lease, 0)
+    assert (calls.alice.in_flight, calls.watched.streams) == (0, {})

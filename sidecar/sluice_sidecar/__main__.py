@@ -20,7 +20,7 @@ from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
 from sluice_sidecar import logs, settings, status, watch
 from sluice_sidecar.http_client import fetch
-from sluice_sidecar.settings import Failed, LogFormat, RunSettings
+from sluice_sidecar.settings import Failed, LogFormat, RunSettings, UsageSource
 
 T = TypeVar("T")
 
@@ -135,7 +135,9 @@ def _run(options: argparse.Namespace) -> int:
         lease=options.lease,
         max_keys=options.max_keys,
         grace=options.grace,
+        usage_source=options.usage_source,
         usage_headers=options.usage_headers,
+        ca_bundle=options.ca_bundle,
     )
     return asyncio.run(Sidecar(run_settings, os.environ).run())
 
@@ -184,7 +186,15 @@ def _envoy_config(options: argparse.Namespace) -> int:
 
     configuration = watch.configuration(watch.read(options.file))
     gate = options.grpc or options.socket
-    files = EnvoyFiles(gate, options.envoy_admin, options.listen, options.xds, options.usage_headers)
+    files = EnvoyFiles(
+        gate,
+        options.envoy_admin,
+        options.listen,
+        options.xds,
+        options.usage_source,
+        options.usage_headers,
+        options.ca_bundle,
+    )
     text = files.bootstrap(configuration)
     files.write(configuration)
     _say(text)
@@ -260,11 +270,11 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     _listen_option(envoy)
     envoy.add_argument(
         "--xds",
-        type=_folder,
+        type=_path,
         metavar="DIR",
         help="keep the files there that an Envoy follows (see sluice envoy-config --xds)",
     )
-    _usage_option(envoy)
+    _provider_options(envoy)
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
         "--lease",
@@ -326,11 +336,11 @@ def _envoy_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--xds",
-        type=_folder,
+        type=_path,
         metavar="DIR",
         help="write routes and clusters as files there, and a bootstrap that follows them",
     )
-    _usage_option(parser)
+    _provider_options(parser)
 
 
 def _file_option(parser: argparse.ArgumentParser) -> None:
@@ -365,7 +375,21 @@ def _listen_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _usage_option(parser: argparse._ActionsContainer) -> None:
+def _provider_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--ca-bundle",
+        type=_path,
+        metavar="FILE",
+        help="the certificates by which Envoy trusts providers (default: the system's)",
+    )
+    parser.add_argument(
+        "--usage-source",
+        type=UsageSource,
+        choices=tuple(UsageSource),
+        default=UsageSource.METADATA,
+        help="who reads the tokens used from an answer: Envoy, or the gate from the body that Envoy sends it, for an"
+        " Envoy without ai_protocol_manager (default: %(default)s)",
+    )
     parser.add_argument(
         "--usage-headers",
         type=_checked(settings.header_names),
@@ -375,7 +399,7 @@ def _usage_option(parser: argparse._ActionsContainer) -> None:
     )
 
 
-def _folder(text: str) -> Path:
+def _path(text: str) -> Path:
     return Path(text).absolute()  # Envoy may run elsewhere
 
 

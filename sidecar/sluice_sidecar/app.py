@@ -125,7 +125,9 @@ class Sidecar:
         if xds is None or gate is None:
             return None
         admin = (folder or xds) / "admin.sock"
-        return EnvoyFiles(gate, admin, settings.listen, xds, settings.usage_headers)
+        return EnvoyFiles(
+            gate, admin, settings.listen, xds, settings.usage_source, settings.usage_headers, settings.ca_bundle
+        )
 
     def _prepare_envoy(self, folder: Path | None) -> None:
         """Write what Envoy reads as it starts; blocks."""

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sluice.config.merge import Configuration
-from sluice_sidecar.settings import Address, TcpAddress
+from sluice_sidecar.settings import Address, TcpAddress, UsageSource
 
 if TYPE_CHECKING:
     from sluice_sidecar.envoy_config import EnvoySettings
@@ -28,7 +28,9 @@ class EnvoyFiles:
     listen: TcpAddress
     folder: Path | None = None
     """The files that it follows; None for a bootstrap that holds everything."""
+    usage_source: UsageSource = UsageSource.METADATA
     usage_headers: tuple[str, ...] = ()
+    ca_bundle: Path | None = None
 
     def bootstrap(self, configuration: Configuration) -> str:
         """A complete bootstrap as JSON."""
@@ -53,5 +55,7 @@ class EnvoyFiles:
             admin_socket=str(self.admin),
             listen=envoy_config.TcpAddress(self.listen.host, self.listen.port),
             xds_folder=None if self.folder is None else str(self.folder),
+            usage=self.usage_source,
             observed_headers=self.usage_headers,
+            ca_bundle=None if self.ca_bundle is None else str(self.ca_bundle),
         )

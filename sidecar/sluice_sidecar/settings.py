@@ -52,6 +52,15 @@ ADMIN: Final = TcpAddress("127.0.0.1", 10001)
 GRACE: Final = 30 * SECOND
 
 
+class UsageSource(StrEnum):
+    """Where the gate learns how many tokens a call really used."""
+
+    METADATA = "metadata"
+    """Envoy's `ai_protocol_manager` reads the answer and hands over the numbers; no body leaves Envoy."""
+    BODY = "body"
+    """The answer's body is streamed to the gate: for Envoys without that filter, at the price of the copies."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What `sluice run` was told. Times are in nanoseconds."""
@@ -74,8 +83,11 @@ class RunSettings:
     max_keys: int = 100_000
     grace: int = GRACE
     """From the first signal to the end."""
+    usage_source: UsageSource = UsageSource.METADATA
     usage_headers: tuple[str, ...] = ()
     """Response headers that tell the tokens used, beside the known ones; lower case."""
+    ca_bundle: Path | None = None
+    """The certificates that Envoy trusts providers by; None for the system's own."""
 
 
 def tcp_address(text: str) -> TcpAddress:

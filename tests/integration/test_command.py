@@ -366,6 +366,14 @@ async def test_envoy_config_prints_a_bootstrap_and_writes_what_it_follows(file: 
     assert {"clusters.json", "routes.json"} <= {path.name for path in xds.iterdir()}
 
 
+async def test_an_envoy_without_the_usage_filter_sends_the_body_to_the_gate(file: Path) -> None:
+    ended = await sluice("envoy-config", "-f", file, "--usage-source", "body")
+
+    assert ended.code == 0
+    assert '"responseBodyMode": "STREAMED"' in ended.out
+    assert "ai_protocol_manager" not in ended.out
+
+
 async def test_the_version_is_the_library_s() -> None:
     assert (await sluice("--version")).out == f"sluice {__version__}\n"
 

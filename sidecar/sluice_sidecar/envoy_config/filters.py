@@ -28,8 +28,9 @@ from sluice.config.types import FailurePolicy
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
-from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings, UsageSource
+from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
 from sluice_sidecar.envoy_config.upstreams import gate_service
+from sluice_sidecar.settings import UsageSource
 
 DOMAIN: Final = "sluice"
 

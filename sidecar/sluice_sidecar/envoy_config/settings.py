@@ -4,21 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
-from enum import StrEnum
 from typing import Final
 
-from sluice_sidecar.settings import LISTEN, TcpAddress
+from sluice_sidecar.settings import LISTEN, TcpAddress, UsageSource
 
 MIB: Final = 1024 * 1024
-
-
-class UsageSource(StrEnum):
-    """Where the gate learns how many tokens a call really used."""
-
-    METADATA = "metadata"
-    """Envoy's `ai_protocol_manager` reads the answer and hands over the numbers; no body leaves Envoy."""
-    BODY = "body"
-    """The answer's body is streamed to the gate: for Envoys without that filter, at the price of the copies."""
 
 
 @dataclass(frozen=True, slots=True)

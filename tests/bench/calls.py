@@ -20,7 +20,7 @@ from bench import http_load, limits, machine
 from bench.http_load import HttpLoad
 from bench.programs import free_address, gate, loader, program, python
 from bench.samples import Sample
-from bench.upstream import EVENTS
+from bench.upstream import EVENTS, PHASES
 from helpers.envoy import running_envoy
 from sluice.config.document import parse
 from sluice.config.merge import merge
@@ -28,7 +28,7 @@ from sluice_sidecar.envoy_config import EnvoySettings, bootstrap
 from sluice_sidecar.envoy_config.filters import CHAIN, READ_USAGE, USAGE_STREAM
 
 CONNECTIONS: Final = 16
-STREAMS: Final = 20
+STREAMS: Final = PHASES
 
 
 class Shape(StrEnum):

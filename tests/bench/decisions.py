@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ProcessPoolExecutor
@@ -95,7 +96,7 @@ def own_cases(folder: Path, core: int | None) -> Iterator[list[Case]]:
 @contextmanager
 def yardstick(folder: Path, core: int | None) -> Iterator[list[Case]]:
     """`nghttpd` with a file of two bytes, where it is installed: the least that HTTP/2 costs."""
-    binary = shutil.which("nghttpd")
+    binary = shutil.which("nghttpd", path=f"{os.environ.get('PATH', os.defpath)}{os.pathsep}/usr/sbin")
     if binary is None:
         yield []
         return

@@ -12,6 +12,8 @@ from typing import Final
 EVENTS: Final = 300
 PAUSE: Final = 0.01
 """Seconds between two events."""
+PHASES: Final = 20
+"""Streams send in turn, each at its own part of the pause: they do not queue behind one another's events."""
 
 _USAGE: Final = {"prompt_tokens": 20, "completion_tokens": 22, "total_tokens": 42}
 _ANSWER: Final = json.dumps(
@@ -42,6 +44,9 @@ _LENGTH: Final = re.compile(rb"\r\ncontent-length: *(\d+)", re.IGNORECASE)
 class Upstream(asyncio.Protocol):
     """One connection, with one request at a time."""
 
+    streams = 0
+    """How many there have been, over all connections."""
+
     def __init__(self) -> None:
         self._received = bytearray()
         self._transport: asyncio.Transport | None = None
@@ -65,9 +70,16 @@ class Upstream(asyncio.Protocol):
         self._received.clear()
         if is_stream:
             self._transport.write(_BEGIN)
-            self._tell(EVENTS, asyncio.get_running_loop().time())
+            self._begin()
         else:
             self._transport.write(_WHOLE)
+
+    def _begin(self) -> None:
+        loop = asyncio.get_running_loop()
+        phase = Upstream.streams % PHASES / PHASES
+        Upstream.streams += 1
+        due = (loop.time() // PAUSE + 1 + phase) * PAUSE
+        loop.call_at(due, self._tell, EVENTS, due)
 
     def _tell(self, left: int, due: float) -> None:
         """One event now, and the next one at its time, however long this one took."""

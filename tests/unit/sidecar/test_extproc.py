@@ -12,7 +12,8 @@ from sluice.core.engine import Engine
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.permits import Permit
 from sluice.core.states import BucketState
-from sluice_sidecar.extproc import WatchedCalls
+from sluice.usage.profiles import Api
+from sluice_sidecar.extproc import EVENT_BYTES, WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import LEASE_NAMESPACE, ProcessingRequest, RateLimitRequest
 from sluice_sidecar.rls import RateLimitService
@@ -84,11 +85,32 @@ async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None
     assert not stream.feed(beginning(lease))
     assert not stream.feed(answer("text/event-stream"))
     assert not stream.feed(piece(b'data: {"choices": [{"delta": {"content": "' + b"x" * 40 + b'"}}]}\n\n'))
-    stream.cut(lease, 200)
+    stream.cut(lease, 200, 500)
     assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10, 0, 1)
     stream.close()
     assert stream.feed(beginning(lease))
     assert calls.tokens == INPUT + 10
+
+
+@pytest.mark.parametrize(
+    ("content_type", "sent", "charged"),
+    [
+        ("text/event-stream", 0, INPUT),
+        ("text/event-stream", 20 * EVENT_BYTES[Api.OPENAI], INPUT + 20),
+        ("text/event-stream", 2**40, ESTIMATE),
+        ("application/json", 80, INPUT + 20),
+    ],
+)
+async def test_what_a_cut_call_brought_unseen_is_judged_by_its_bytes_up_to_the_estimate(
+    content_type: str, sent: int, charged: int
+) -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.feed(answer(content_type))
+    stream.cut(lease, 200, sent)
+    assert (calls.tokens, calls.alice.estimated) == (charged, 1)
 
 
 async def test_a_status_that_the_stream_has_told_is_believed_before_the_logs() -> None:
@@ -97,7 +119,7 @@ async def test_a_status_that_the_stream_has_told_is_believed_before_the_logs() -
     stream = calls.watched.open()
     stream.feed(beginning(lease))
     stream.feed(answer("application/json"))
-    stream.cut(lease, 503)
+    stream.cut(lease, 503, 0)
     assert (calls.alice.estimated, calls.alice.refunded) == (1, 0)
 
 
@@ -111,7 +133,7 @@ async def test_nothing_is_kept_of_a_call_that_is_over() -> None:
         if ending == "close":
             stream.close()
         elif ending == "cut":
-            stream.cut(lease, 0)
+            stream.cut(lease, 0, 0)
         else:
             end = ProcessingRequest()
             end.response_trailers.SetInParent()
@@ -126,5 +148,5 @@ async def test_a_call_whose_settling_fails_still_frees_its_slot() -> None:
     stream = calls.watched.open()
     stream.feed(beginning(lease))
     with pytest.raises(RuntimeError):
-        stream.cut(lease, 0)
+        stream.cut(lease, 0, 0)
     assert (calls.alice.in_flight, calls.watched.streams) == (0, {})

@@ -292,9 +292,7 @@ class Engine:
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
-        bucket = self._buckets.get(refusal.key)
-        if bucket is not None:
-            bucket.rejected += 1
+        self._buckets[refusal.key].rejected += 1
         self._telemetry.rejected(call, refusal, waited)
         return refusal
 

@@ -157,6 +157,8 @@ def test_too_many_requests_at_once_are_oversized_though_tokens_are_only_full() -
     gate.admit(0, tokens=100)
     refusal = gate.refuse(0, tokens=1, requests=3)
     assert (refusal.reason, refusal.cap, refusal.limit) == (Reason.OVERSIZED_REQUEST, Cap.REQUESTS_PER_MINUTE, 2)
+    assert gate.refuse(0, tokens=100, requests=3).cap is Cap.REQUESTS_PER_MINUTE
+    assert gate.refuse(0, tokens=101, requests=3).cap is Cap.TOKENS_PER_MINUTE
 
 
 # -- calls in flight ---------------------------------------------------------------------------------------------
@@ -170,6 +172,9 @@ def test_a_cap_of_three_holds_across_ten_calls() -> None:
     assert (len(permits), len(refusals)) == (3, 7)
     assert set(refusals) == {Refusal(Reason.NO_FREE_SLOT, ALICE, Cap.MAX_CONCURRENT, 3, 3, 1, None)}
     assert gate.in_flight(0) == 3
+    state = gate.engine.current_state(ALICE, 0)
+    assert state is not None
+    assert state.rejected == gate.engine.totals().totals.rejected == 7
 
 
 def test_a_released_slot_is_free_at_once() -> None:
@@ -329,6 +334,9 @@ def test_a_shadow_limit_counts_and_says_what_it_would_have_refused_and_lets_pass
     assert [(event.keys, event.estimate) for event in told] == [((ALICE,), 60)] * 2
     totals = gate.engine.totals().totals
     assert (totals.admitted, totals.would_reject, totals.rejected) == (3, 2, 0)
+    state = gate.engine.current_state(ALICE, 0)
+    assert state is not None
+    assert state.rejected == 2
     assert_balanced(gate.engine, permits, 0)
 
 

@@ -123,7 +123,7 @@ async def test_no_name_is_a_way_past_the_limit_of_a_caller_without_one(caplog: p
 
 
 async def test_a_method_that_is_not_here_is_unimplemented(served: Served) -> None:
-    method = served.channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/Other")
+    method: Any = served.channel.unary_unary("/envoy.service.ratelimit.v3.RateLimitService/Other")
     with pytest.raises(grpc.aio.AioRpcError) as raised:
         await method(b"")
     assert raised.value.code() is grpc.StatusCode.UNIMPLEMENTED

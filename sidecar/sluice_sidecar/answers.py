@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
-from sluice.core.limits import SECOND, Cap
+from sluice.core.limits import MILLISECOND, SECOND, TOKEN_CAPS, Cap
 from sluice.usage.profiles import Api
 
 CAPS: Final[Mapping[Cap, str]] = {
@@ -56,7 +56,7 @@ def headers(refusal: Refusal) -> list[tuple[str, str]]:
     else:
         found.append(("retry-after", str(seconds)))
         if refusal.retry_after is not None:
-            found.append(("retry-after-ms", str(-(-refusal.retry_after // 1_000_000))))
+            found.append(("retry-after-ms", str(-(-refusal.retry_after // MILLISECOND))))
     return found
 
 
@@ -108,11 +108,10 @@ def _amount(refusal: Refusal) -> str:
 
 
 def _retry(refusal: Refusal) -> str:
-    seconds = retry_after_seconds(refusal)
     if refusal.retry_after is None:
         return "Retry when one of them has ended."
-    return f"Retry in {seconds} s."
+    return f"Retry in {retry_after_seconds(refusal)} s."
 
 
 def _counts_tokens(cap: Cap) -> bool:
-    return cap in (Cap.TOKENS_PER_MINUTE, Cap.TOKENS_PER_HOUR, Cap.TOKENS_PER_DAY)
+    return cap in TOKEN_CAPS.values()

@@ -47,13 +47,12 @@ class EnvoyFiles:
             write_files(self.folder, configuration, self._settings())
 
     def _settings(self) -> EnvoySettings:
-        from sluice_sidecar import envoy_config  # noqa: PLC0415 - see the head of this module
+        from sluice_sidecar.envoy_config import EnvoySettings  # noqa: PLC0415 - see the head of this module
 
-        gate = self.gate
-        return envoy_config.EnvoySettings(
-            gate=envoy_config.TcpAddress(gate.host, gate.port) if isinstance(gate, TcpAddress) else str(gate),
+        return EnvoySettings(
+            gate=self.gate if isinstance(self.gate, TcpAddress) else str(self.gate),
             admin_socket=str(self.admin),
-            listen=envoy_config.TcpAddress(self.listen.host, self.listen.port),
+            listen=self.listen,
             xds_folder=None if self.folder is None else str(self.folder),
             usage=self.usage_source,
             observed_headers=self.usage_headers,

@@ -9,7 +9,7 @@ import grpc
 import grpc.aio
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from sluice.core.limits import SECOND
+from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import USAGE_HEADERS
 from sluice.usage.tokens import UsageFields
@@ -29,7 +29,7 @@ from sluice_sidecar.rls import InvalidRequest, RateLimitService
 
 logger = logging.getLogger(__name__)
 
-ANSWER_MARGIN: Final = 50_000_000
+ANSWER_MARGIN: Final = 50 * MILLISECOND
 """Nanoseconds before the client's deadline at which a waiting call is answered, so that it hears the reason."""
 OPTIONS: Final = (
     ("grpc.max_receive_message_length", 4 * 1024 * 1024),

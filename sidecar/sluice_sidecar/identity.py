@@ -13,7 +13,7 @@ from sluice.core.keys import Scope
 LONGEST: Final = 256
 """Characters of a subject that are kept as they are; a longer one is known by its hash, so that keys stay small."""
 
-ENTRIES: Final = {"user": Scope.USER, "org": Scope.ORG, "project": Scope.PROJECT}
+SUBJECT_ENTRIES: Final[Mapping[Scope, str]] = {Scope.USER: "user", Scope.ORG: "org", Scope.PROJECT: "project"}
 """The entry of the descriptor in which each scope's subject comes."""
 
 
@@ -32,7 +32,7 @@ def told_subjects(provider: Provider) -> tuple[tuple[str, Scope, SubjectSource],
     """The subjects that come with a call: the entry of its descriptor, the scope, and where Envoy read it."""
     return tuple(
         (entry, scope, source)
-        for entry, scope in ENTRIES.items()
+        for scope, entry in SUBJECT_ENTRIES.items()
         if (source := provider.subjects.get(scope)) is not None
         and source.kind in (SubjectKind.HEADER, SubjectKind.API_KEY)
     )

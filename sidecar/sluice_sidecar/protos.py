@@ -30,6 +30,7 @@ __all__ = [
     "RateLimitResponse",
     "StreamAccessLogsMessage",
     "TokenUsage",
+    "lease_in",
     "rate_limit_request",
 ]
 

@@ -21,10 +21,11 @@ from sluice.config.schema import (
     Word,
     is_sound,
 )
-from sluice.config.types import DEFAULT_OUTPUT_TOKENS, FailurePolicy, SubjectKind
+from sluice.config.types import FailurePolicy, SubjectKind
 from sluice.config.yamltext import Tree
 from sluice.core.keys import Scope
 from sluice.core.limits import MAX_COUNT, MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Mode
+from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
 from sluice.usage.profiles import PROFILES, Api
 
 API_VERSION: Final = "sluice.dev/v1alpha1"

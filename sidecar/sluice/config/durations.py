@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from sluice.core.limits import HOUR, MINUTE, SECOND
+from sluice.core.limits import HOUR, MILLISECOND, MINUTE, SECOND
 
 PATTERN: Final = "([0-9]{1,5}(h|m|s|ms)){1,4}"
 """The pattern of GEP-2257, without its anchors."""
 
-_UNITS: Final = {"h": HOUR, "m": MINUTE, "s": SECOND, "ms": SECOND // 1000}
+_UNITS: Final = {"h": HOUR, "m": MINUTE, "s": SECOND, "ms": MILLISECOND}
 
 
 def parse_duration(text: str) -> int | None:

@@ -4,14 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import Final
 
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
+from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
 from sluice.usage.profiles import Api
-
-DEFAULT_OUTPUT_TOKENS: Final = 256
-"""Output that a call is expected to bring when it declares none: a short answer in a chat."""
 
 
 class FailurePolicy(StrEnum):

@@ -20,6 +20,7 @@ BYTES_PER_TOKEN: Final = 4
 """English text takes about four bytes a token in the common vocabularies; code and JSON less, other scripts vary."""
 
 DEFAULT_OUTPUT_TOKENS: Final = 256
+"""Output that a call is expected to bring when it declares none: a short answer in a chat."""
 UNDECLARED_SHARE: Final = 4
 """A call that declares nothing reserves at most one part in this many of the smallest token cap."""
 

@@ -15,11 +15,8 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 
 from sluice.config.merge import Provider
 from sluice.config.types import SubjectKind
-from sluice.core.keys import Scope
 from sluice.usage.profiles import Api
-
-ENTRIES: Final[Mapping[Scope, str]] = {Scope.USER: "user", Scope.ORG: "org", Scope.PROJECT: "project"}
-"""The descriptor's entry for the subject of each scope."""
+from sluice_sidecar.identity import SUBJECT_ENTRIES
 
 KEY_HEADERS: Final[Mapping[Api, tuple[str, ...]]] = {
     Api.OPENAI: ("authorization", "api-key"),
@@ -50,7 +47,7 @@ NOT_ONE_KEY_IN_QUERY: Final = rf".*{_PARAMETER}(?:[^&]*[^&\w.~-]|.*{_PARAMETER})
 def subject_actions(provider: Provider) -> Iterator[route.RateLimitAction]:
     """The descriptor's entries that say who calls; one that a call lacks is left out."""
     for scope, source in provider.subjects.items():
-        entry = ENTRIES[scope]
+        entry = SUBJECT_ENTRIES[scope]
         if source.kind is SubjectKind.HEADER:
             yield _header_entry(entry, source.value)
         elif source.kind is SubjectKind.API_KEY:

@@ -25,11 +25,13 @@ from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration
 from sluice.config.types import FailurePolicy
+from sluice.core.limits import MILLISECOND
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
 from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
 from sluice_sidecar.envoy_config.upstreams import gate_service
+from sluice_sidecar.protos import LEASE_NAMESPACE, USAGE_NAMESPACE
 from sluice_sidecar.settings import UsageSource
 
 DOMAIN: Final = "sluice"
@@ -46,11 +48,8 @@ MARGIN: Final = timedelta(seconds=1)
 
 CHAIN: Final = (READ_BODY, READ_PATH, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
 
-LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
-"""Where the ratelimit filter puts the answer's `dynamic_metadata`."""
 LEASE_HEADER: Final = "x-sluice-lease"
 """The lease in the gRPC headers of the usage stream: known to the gate even if the stream ends before it is read."""
-USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
 
 OBSERVED_HEADERS: Final = (
     ":status",
@@ -88,7 +87,7 @@ def admission_filters(configuration: Configuration, settings: EnvoySettings) -> 
 
 def _longest_wait(configuration: Configuration) -> timedelta:
     nanoseconds = max((rule.limits.max_wait for rule in configuration.rules.rules), default=0)
-    return timedelta(milliseconds=-(-nanoseconds // 1_000_000))
+    return timedelta(milliseconds=-(-nanoseconds // MILLISECOND))
 
 
 def _filter(name: str, config: betterproto2.Message) -> hcm.HttpFilter:

@@ -17,13 +17,13 @@ Theory of operation
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
-from sluice.core.permits import Permit, Settled
+from sluice.core.permits import Permit
 from sluice.usage.estimate import Estimate
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.readers import UsageReader, reader_for
-from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, Settlement, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Settlement, settle
 from sluice.usage.tokens import Usage, UsageFields
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
@@ -35,13 +35,6 @@ from sluice_sidecar.protos import (
     lease_in,
 )
 from sluice_sidecar.rls import CallFacts
-
-_SETTLED: Final = {
-    Ending.COMMITTED: Settled.COMMITTED,
-    Ending.ESTIMATED: Settled.ESTIMATED,
-    Ending.CUT: Settled.ESTIMATED,
-    Ending.REFUNDED: Settled.REFUNDED,
-}
 
 
 class WatchedCalls:
@@ -117,7 +110,7 @@ class CallStream:
         try:
             settlement = self._settlement(self._facts.estimate)
             if settlement.tokens is not None:
-                permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
+                permit.commit_tokens(settlement.tokens, now, settlement.settled)
         finally:
             permit.release(now)
 

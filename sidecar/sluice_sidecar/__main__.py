@@ -15,7 +15,8 @@ from typing import Final, TextIO, TypeVar
 from urllib.parse import urlencode
 
 from sluice import __version__
-from sluice.config.document import ProviderLimits, to_manifest
+from sluice.config.document import to_manifest
+from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
 from sluice_sidecar import logs, settings, status, watch

@@ -21,12 +21,12 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from sluice.core.permits import Permit, Settled
+from sluice.core.permits import Permit
 from sluice.usage.estimate import BYTES_PER_TOKEN
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.profiles import Api
 from sluice.usage.readers import UsageReader, reader_for
-from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Ending, Settlement, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Settlement, settle
 from sluice.usage.tokens import Usage, UsageFields
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
@@ -42,13 +42,6 @@ from sluice_sidecar.rls import CallFacts
 EVENT_BYTES: Final = {Api.OPENAI: 128, Api.ANTHROPIC: 32, Api.GEMINI: 16}
 """Bytes of an event stream that stand for one token of its output, envelopes and all. OpenAI wraps each token in some
 200 bytes, Anthropic a few in 120, Gemini some dozens in 500; where they differ, these count rather too much."""
-
-_SETTLED: Final = {
-    Ending.COMMITTED: Settled.COMMITTED,
-    Ending.ESTIMATED: Settled.ESTIMATED,
-    Ending.CUT: Settled.ESTIMATED,
-    Ending.REFUNDED: Settled.REFUNDED,
-}
 
 
 class WatchedCalls:
@@ -130,7 +123,7 @@ class CallStream:
         try:
             settlement = self._settlement(self._facts)
             if settlement.tokens is not None:
-                permit.commit_tokens(settlement.tokens, now, _SETTLED[settlement.ending])
+                permit.commit_tokens(settlement.tokens, now, settlement.settled)
         finally:
             permit.release(now)
 

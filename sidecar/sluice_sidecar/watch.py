@@ -17,8 +17,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sluice.config.document import ProviderLimits, parse
+from sluice.config.document import parse
 from sluice.config.merge import Configuration, merge
+from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, Problem
 
 INTERVAL: Final = 0.25

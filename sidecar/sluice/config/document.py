@@ -23,18 +23,6 @@ from sluice.core.limits import Cap, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.profiles import PROFILES, Api
 
-__all__ = [
-    "Estimation",
-    "FailurePolicy",
-    "LimitEntry",
-    "ProviderLimits",
-    "SubjectKind",
-    "SubjectSource",
-    "from_manifest",
-    "parse",
-    "to_manifest",
-]
-
 MAX_PROBLEMS: Final = 100
 """Mistakes reported of one text: more than a person reads, and a bound on what a hostile text can make us write."""
 
@@ -168,7 +156,7 @@ def _subject(subject: Mapping[str, Any]) -> SubjectSource:
 
 
 def _entry(entry: Mapping[str, Any], subject: SubjectSource) -> LimitEntry:
-    caps = {_attribute(cap): entry.get(cap) for cap in Cap}
+    caps = {cap.attribute: entry.get(cap) for cap in Cap}
     return LimitEntry(
         scope=Scope(entry["scope"]),
         subject=subject,
@@ -178,21 +166,15 @@ def _entry(entry: Mapping[str, Any], subject: SubjectSource) -> LimitEntry:
     )
 
 
-def _attribute(cap: Cap) -> str:
-    """The field of `Limits` that holds a cap: REQUESTS_PER_MINUTE stands in requests_per_minute."""
-    return cap.name.lower()
-
-
 def _entry_to_manifest(entry: LimitEntry) -> dict[str, Any]:
     kind, value = entry.subject.kind, entry.subject.value
     match = {"subjects": list(entry.subjects), "models": list(entry.models)}
     narrowed = {name: patterns for name, patterns in match.items() if patterns}
-    caps = {cap.value: getattr(entry.limits, _attribute(cap)) for cap in Cap}
     return {
         "scope": str(entry.scope),
         "subject": {str(kind): True if kind is SubjectKind.API_KEY else value},
         **({"match": narrowed} if narrowed else {}),
-        **{name: cap for name, cap in caps.items() if cap is not None},
+        **{str(cap): count for cap, count in entry.limits.caps.items()},
         "maxWait": format_duration(entry.limits.max_wait),
         "mode": str(entry.limits.mode),
     }

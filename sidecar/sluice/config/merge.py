@@ -10,7 +10,7 @@ from sluice.config.declaration import KIND, claims_of
 from sluice.config.durations import format_duration
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
 from sluice.core.keys import Scope
-from sluice.core.limits import Cap, Limits
+from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.profiles import Api
@@ -183,6 +183,5 @@ def _entry_name(provider: str, entry: LimitEntry) -> str:
 
 
 def _limit_facts(limits: Limits) -> dict[str, str]:
-    caps = {cap.value: getattr(limits, cap.name.lower()) for cap in Cap}
-    facts = {name: str(cap) for name, cap in caps.items() if cap is not None}
+    facts = {str(cap): str(count) for cap, count in limits.caps.items()}
     return facts | {"maxWait": format_duration(limits.max_wait), "mode": limits.mode}

@@ -27,6 +27,11 @@ class Cap(StrEnum):
     TOKENS_PER_DAY = "tokensPerDay"
     MAX_CONCURRENT = "maxConcurrent"
 
+    @property
+    def attribute(self) -> str:
+        """The field of `Limits` that holds it."""
+        return self.name.lower()
+
 
 class Mode(StrEnum):
     """What a limit does with a call that it has no room for."""
@@ -50,6 +55,12 @@ class Limits:
     max_wait: int = 0
     """Nanoseconds a call may queue for this bucket."""
     mode: Mode = Mode.ENFORCE
+
+    @property
+    def caps(self) -> dict[Cap, int]:
+        """The caps that are set."""
+        counts = {cap: getattr(self, cap.attribute) for cap in Cap}
+        return {cap: count for cap, count in counts.items() if count is not None}
 
     @property
     def periods(self) -> tuple[tuple[int, int | None, int | None], ...]:

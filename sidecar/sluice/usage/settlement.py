@@ -6,10 +6,10 @@ a permit whose lease runs out keeps its estimate without being settled.
 
 from __future__ import annotations
 
-from enum import StrEnum
 from typing import Final, NamedTuple
 
 from sluice.core.limits import MAX_COUNT
+from sluice.core.permits import Settled
 from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
 from sluice.usage.tokens import Usage
 
@@ -17,25 +17,12 @@ FIRST_REFUNDED_STATUS: Final = 300
 """From here on the provider generated nothing: a redirect asks for another call, which is admitted on its own."""
 
 
-class Ending(StrEnum):
-    """How a call ended, in the word of metrics, logs and status."""
-
-    COMMITTED = "committed"
-    """The provider told the usage: that is charged."""
-    ESTIMATED = "estimated"
-    """The response came to its end without a readable usage: the estimate stands, unless more than that was seen."""
-    REFUNDED = "refunded"
-    """The provider answered with an error or a redirect: no tokens are charged; the request still counts."""
-    CUT = "cut"
-    """The call was broken off: what was seen of it is charged, at least its input, for providers bill that too."""
-
-
 class Settlement(NamedTuple):
     """The charge that ends a call."""
 
     tokens: int | None
     """What replaces the estimate, from 0 to `MAX_COUNT`; None if the estimate stands."""
-    ending: Ending
+    settled: Settled
 
 
 def settle(
@@ -52,17 +39,18 @@ def settle(
     like 2xx, for what would have followed it may have cost tokens. `complete` says that the response came to its end
     and was not broken off. `seen_output` is the number of characters of output that were seen.
 
+    A call that was broken off is charged what was seen of it, at least its input, for providers bill that too.
     A usage that is not partial is the provider's last word, so it is committed even if the client left after it.
     A partial one never lowers the charge: the estimate stands unless the part that is known exceeds it. What was seen
     is not bounded by the estimate, which may have been too low.
     """
     if status is not None and status >= FIRST_REFUNDED_STATUS:
-        return Settlement(0, Ending.REFUNDED)
+        return Settlement(0, Settled.REFUNDED)
     if usage is not None and not usage.partial:
-        return Settlement(usage.total, Ending.COMMITTED)
+        return Settlement(usage.total, Settled.COMMITTED)
     told = usage.total if usage is not None else 0
     shown = estimate.input_tokens - (-seen_output // BYTES_PER_TOKEN)
     seen = min(max(told, shown, 1), MAX_COUNT)
     if not complete:
-        return Settlement(seen, Ending.CUT)
-    return Settlement(seen if seen > estimate.total else None, Ending.ESTIMATED)
+        return Settlement(seen, Settled.ESTIMATED)
+    return Settlement(seen if seen > estimate.total else None, Settled.ESTIMATED)

@@ -10,17 +10,8 @@ from typing import Any
 import pytest
 import yaml
 
-from sluice.config.document import (
-    Estimation,
-    FailurePolicy,
-    LimitEntry,
-    ProviderLimits,
-    SubjectKind,
-    SubjectSource,
-    from_manifest,
-    parse,
-    to_manifest,
-)
+from sluice.config.document import from_manifest, parse, to_manifest
+from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.config.yamltext import MAX_BYTES, write
 from sluice.core.keys import Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode

@@ -7,15 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from sluice.config.document import (
-    Estimation,
-    FailurePolicy,
-    LimitEntry,
-    ProviderLimits,
-    SubjectKind,
-    SubjectSource,
-)
 from sluice.config.merge import Configuration, Provider, conflicts, diff, merge
+from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.rules import Rule

@@ -6,22 +6,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sluice.config.declaration import CALL_HEADERS, SECRET_HEADERS
-from sluice.config.document import (
-    Estimation,
-    FailurePolicy,
-    LimitEntry,
-    ProviderLimits,
-    SubjectKind,
-    SubjectSource,
-    parse,
-    to_manifest,
-)
+from sluice.config.document import parse, to_manifest
+from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.config.yamltext import write
 from sluice.core.keys import Scope
-from sluice.core.limits import MAX_COUNT, MINUTE, Cap, Limits, Mode
+from sluice.core.limits import MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
 from sluice.usage.profiles import Api
 
-MILLISECOND = 1_000_000
 COUNTS = st.one_of(st.sampled_from([0, 1, MAX_COUNT]), st.integers(0, MAX_COUNT))
 LABELS = st.lists(st.text("ab09", min_size=1, max_size=9), min_size=1, max_size=3).map("-".join)
 # Everything that YAML treats apart, and characters of one to four bytes.
@@ -48,7 +39,7 @@ def limits(draw: st.DrawFn) -> Limits:
     for names in (list(Cap)[:3], list(Cap)[3:6], [Cap.MAX_CONCURRENT]):
         chosen = draw(st.lists(st.sampled_from(names), unique=True))
         counts = sorted(draw(COUNTS) for _ in chosen)
-        caps |= zip((cap.name.lower() for cap in names if cap in chosen), counts, strict=True)
+        caps |= zip((cap.attribute for cap in names if cap in chosen), counts, strict=True)
     if not caps:
         caps = {"max_concurrent": draw(COUNTS)}
     longest = 0 if 0 in caps.values() else 5 * MINUTE // MILLISECOND

@@ -40,8 +40,8 @@ from sluice_sidecar.protos import (
 from sluice_sidecar.rls import CallFacts
 
 EVENT_BYTES: Final = {Api.OPENAI: 128, Api.ANTHROPIC: 32, Api.GEMINI: 16}
-"""Bytes of an event stream that stand for one token of its output, envelopes and all. OpenAI wraps each token in some
-200 bytes, Anthropic a few in 120, Gemini some dozens in 500; where they differ, these count rather too much."""
+"""Bytes of an event stream that stand for one token of its output, envelope and all, and rather too few of them: an
+event of OpenAI's has some 300 and holds one token, Anthropic's 140 and a few, Gemini's 400 and dozens."""
 
 
 class WatchedCalls:

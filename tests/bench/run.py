@@ -39,9 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "parts" in options.sections:
             _say("parts")
             with loader() as pool:
-                found = parts.measure(pool, 3 if options.quick else 7)
-            figures["parts"] = report.as_json(found)
-            report.print_parts(found)
+                figures["parts"] = report.of_parts(parts.measure(pool))
+            report.print_parts(figures["parts"])
     report.print_targets(figures)
     print(f"\nin {time.monotonic() - began:.0f} s")
     if options.json is not None:

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
+from time import perf_counter_ns
 from typing import Self
 
 GOOD = "ok"
@@ -60,3 +61,32 @@ def percentile(ordered: Sequence[float], share: float) -> float:
 def middle(values: Iterable[float]) -> float:
     """The median; of nothing, 0."""
     return median(found) if (found := list(values)) else 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Part:
+    """What one part of the gate costs: once, or the median and the 99th percentile of many times."""
+
+    name: str
+    unit: str
+    cost: float
+    p99: float | None = None
+
+
+class Stopwatch:
+    """Times what is done `with` it, over and over."""
+
+    def __init__(self) -> None:
+        self._times: list[int] = []
+        self._began = 0
+
+    def __enter__(self) -> None:
+        self._began = perf_counter_ns()
+
+    def __exit__(self, *_: object) -> None:
+        self._times.append(perf_counter_ns() - self._began)
+
+    def part(self, name: str) -> Part:
+        """The median and the 99th percentile, in microseconds."""
+        self._times.sort()
+        return Part(name, "µs", percentile(self._times, 0.5) / 1000, percentile(self._times, 0.99) / 1000)

@@ -41,6 +41,7 @@ class Event(NamedTuple):
     actual: int
     wait: int
     reason: str
+    retry_after: int | None = None
 
 
 class Journal:
@@ -75,7 +76,8 @@ class Journal:
         self.events.append(Event(name, permit.keys, permit.estimate, permit.tokens, permit.waited, reason))
 
     def _refusal(self, name: str, call: Call, refusal: Refusal, waited: int) -> None:
-        self.events.append(Event(name, (refusal.key,), call.demand.tokens, 0, waited, refusal.reason.value))
+        told = Event(name, (refusal.key,), call.demand.tokens, 0, waited, refusal.reason.value, refusal.retry_after)
+        self.events.append(told)
 
 
 class Gate:

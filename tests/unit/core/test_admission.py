@@ -355,6 +355,15 @@ def test_a_shadow_limit_gives_the_reason_that_it_would_have_given(limits: Limits
     assert gate.journal.named("would_reject")[-1].reason == reason
 
 
+def test_a_shadow_limit_tells_the_worst_of_what_stands_in_the_way() -> None:
+    limits = Limits(requests_per_minute=1, requests_per_hour=1, max_concurrent=1, mode=Mode.SHADOW)
+    gate = Gate(user(limits=limits))
+    gate.admit(SECOND)
+    gate.admit(2 * SECOND)
+    (told,) = gate.journal.named("would_reject")
+    assert (told.reason, told.retry_after) == ("WouldExceed", HOUR + MINUTE - 2 * SECOND)
+
+
 def test_a_shadow_limit_beside_an_enforced_one_says_nothing_of_a_call_that_is_refused() -> None:
     gate = Gate(user(limits=Limits(max_concurrent=1)), org(limits=Limits(max_concurrent=1, mode=Mode.SHADOW)))
     gate.admit(0)

@@ -25,6 +25,25 @@ def test_counts_survive_a_changed_cap() -> None:
     assert gate.refuse(1, tokens=0).limit == 2
 
 
+def test_new_limits_are_seen_before_the_next_call() -> None:
+    gate = Gate(user(limits=Limits(requests_per_minute=3)))
+    permit = gate.admit(0)
+    gate.swap(1, user(limits=Limits(requests_per_minute=5, max_concurrent=7)))
+    state = gate.engine.current_state(permit.keys[0], 1)
+    assert state is not None
+    assert (state.windows[Cap.REQUESTS_PER_MINUTE].limit, state.max_concurrent) == (5, 7)
+    gate.swap(2, user(limits=Limits(requests_per_minute=6, max_concurrent=8)))
+    state = gate.engine.snapshot(2).buckets[0]
+    assert (state.windows[Cap.REQUESTS_PER_MINUTE].limit, state.max_concurrent) == (6, 8)
+
+
+def test_looking_does_not_lift_the_limits_of_the_shared_bucket() -> None:
+    gate = Gate(user("a*", limits=Limits(requests_per_minute=1)), settings=EngineSettings(max_keys=0))
+    gate.admit(0)
+    state = gate.engine.snapshot(0).buckets[0]
+    assert state.windows[Cap.REQUESTS_PER_MINUTE].limit == 1
+
+
 def test_tokens_of_a_period_are_counted_before_they_are_capped_if_its_requests_are() -> None:
     gate = Gate(user(limits=Limits(requests_per_minute=9)))
     gate.admit(0, tokens=80)

@@ -439,13 +439,17 @@ def test_a_snapshot_tells_how_many_wait_in_all_and_for_each_bucket() -> None:
     assert {state.key: state.queued for state in snapshot.buckets} == {ALICE: 3, ACME: 0}
 
 
-def test_the_list_of_wakes_stays_in_proportion_to_the_queue() -> None:
+def test_the_list_of_wakes_stays_in_proportion_to_the_queue_and_keeps_every_deadline() -> None:
     gate = Gate(user(limits=one_at_a_time(HOUR)), org(limits=Limits(max_concurrent=9)))
     hold(gate, 0, user="alice")
-    waiters = [gate.queue(0, user="alice") for _ in range(5)]
+    call = gate.queue(0, user="alice").call
+    waiters = [waiting(gate.engine.acquire(call._replace(patience=k * SECOND), 0)) for k in range(9, 4, -1)]
     for k in range(1, 1000):
         hold(gate, k, user="bob").release(k)
         gate.engine.cancel(gate.queue(k, user="alice"), k)
     assert len(gate.engine._wakes) < 100  # noqa: SLF001
-    gate.engine.advance(HOUR)
-    assert all(isinstance(waiter.outcome, Refusal) for waiter in waiters)
+    for waiter in reversed(waiters):
+        gate.engine.advance(waiter.deadline - 1)
+        assert waiter.pending
+        gate.engine.advance(waiter.deadline)
+        refused(waiter.outcome)

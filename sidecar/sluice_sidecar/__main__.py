@@ -280,14 +280,14 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     bounds.add_argument(
         "--lease",
         type=_checked(settings.duration),
-        default=RunSettings(()).lease,
+        default=settings.LEASE,
         metavar="TIME",
         help="an admitted call that Envoy does not begin within this time is given up (default: 2s)",
     )
     bounds.add_argument(
         "--max-keys",
         type=_checked(settings.count),
-        default=RunSettings(()).max_keys,
+        default=settings.MAX_KEYS,
         metavar="N",
         help="users, orgs and projects counted apart; newcomers past that share one bucket (default: %(default)s)",
     )

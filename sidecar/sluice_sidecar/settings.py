@@ -9,7 +9,10 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
+from sluice.config.declaration import HEADER
 from sluice.config.durations import parse_duration
+from sluice.config.schema import is_sound
+from sluice.core.engine import EngineSettings
 from sluice.core.limits import SECOND
 from sluice.errors import SluiceError
 
@@ -49,6 +52,8 @@ Address: TypeAlias = TcpAddress | Path
 
 LISTEN: Final = TcpAddress("127.0.0.1", 10000)
 ADMIN: Final = TcpAddress("127.0.0.1", 10001)
+LEASE: Final = EngineSettings().lease
+MAX_KEYS: Final = EngineSettings().max_keys
 GRACE: Final = 30 * SECOND
 
 
@@ -79,8 +84,8 @@ class RunSettings:
     xds: Path | None = None
     """The folder of the files that an Envoy follows; None with `envoy` for one in the private folder."""
     admin: Address = ADMIN
-    lease: int = 2 * SECOND
-    max_keys: int = 100_000
+    lease: int = LEASE
+    max_keys: int = MAX_KEYS
     grace: int = GRACE
     """From the first signal to the end."""
     usage_source: UsageSource = UsageSource.METADATA
@@ -138,7 +143,7 @@ def count(text: str) -> int:
 def header_names(text: str) -> tuple[str, ...]:
     """Names with commas between them, in lower case; raises `ValueError` for what cannot be a header's name."""
     names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
-    bad = [name for name in names if not all(c.isascii() and (c.isalnum() or c in "!#$%&'*+-.^_`|~") for c in name)]
+    bad = [name for name in names if not is_sound(HEADER, name)]
     if bad:
         raise ValueError(f"{bad[0]!r} is not the name of a header")
     return names

@@ -5,23 +5,23 @@ from __future__ import annotations
 from collections.abc import AsyncIterator
 from typing import Any
 
-import grpc
 import pytest
 from envoy_data_plane.envoy.data.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.service.accesslog import v3 as als
 
 from helpers.channel import (
     ACCESS_LOG,
-    ENDED,
     OK,
     Served,
     cut_call,
     descriptor,
+    ended,
     log_message,
     request_headers,
     response_headers,
     response_trailers,
     serving,
+    settled,
     token_usage,
 )
 from helpers.system import limits
@@ -47,18 +47,6 @@ async def tell(served: Served, *messages: als.StreamAccessLogsMessage) -> None:
         await log.write(message)
     await log.done_writing()
     assert await log == als.StreamAccessLogsResponse()
-
-
-async def ended(stream: Any) -> None:
-    assert await stream.read() is ENDED
-    assert await stream.code() is grpc.StatusCode.OK
-
-
-def settled(served: Served) -> tuple[int, int, int, int]:
-    """Of alice: tokens counted, and the calls by how they were settled."""
-    state = served.bucket("alice")
-    assert state.in_flight == 0
-    return served.used("alice")["tokensPerMinute"], state.committed, state.estimated, state.refunded
 
 
 async def test_a_cut_call_ends_at_once_and_is_charged_its_input(served: Served) -> None:

@@ -15,18 +15,19 @@ from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.service.ext_proc import v3 as ext_proc
 
 from helpers.channel import (
-    ENDED,
     EXT_PROC,
     OK,
     Served,
     Transport,
     descriptor,
+    ended,
     metadata,
     request_headers,
     response_body,
     response_headers,
     response_trailers,
     serving,
+    settled,
     token_usage,
 )
 from helpers.system import limits
@@ -63,19 +64,6 @@ async def follow(served: Served, *messages: ext_proc.ProcessingRequest) -> None:
             await stream.write(message)
         await stream.done_writing()
     await stream.code()
-
-
-async def ended(stream: Any) -> None:
-    """The gate has ended the stream, without ever answering, by which the call is settled."""
-    assert await stream.read() is ENDED
-    assert await stream.code() is grpc.StatusCode.OK
-
-
-def settled(served: Served) -> tuple[int, int, int, int]:
-    """Of alice: tokens counted, and the calls by how they were settled."""
-    state = served.bucket("alice")
-    assert state.in_flight == 0
-    return served.used("alice")["tokensPerMinute"], state.committed, state.estimated, state.refunded
 
 
 # -- how a call ends -----------------------------------------------------------------------------------------------

@@ -187,6 +187,19 @@ def headers_of(answer: rls.RateLimitResponse) -> dict[str, str]:
     return {header.key: header.value for header in answer.response_headers_to_add}
 
 
+async def ended(stream: Any) -> None:
+    """The gate has ended the stream, without ever answering, by which the call is settled."""
+    assert await stream.read() is ENDED
+    assert await stream.code() is grpc.StatusCode.OK
+
+
+def settled(served: Served) -> tuple[int, int, int, int]:
+    """Of alice: tokens counted, and the calls by how they were settled."""
+    state = served.bucket("alice")
+    assert state.in_flight == 0
+    return served.used("alice")["tokensPerMinute"], state.committed, state.estimated, state.refunded
+
+
 def request_headers(lease: str = "") -> ext_proc.ProcessingRequest:
     """The first message of a stream."""
     return ext_proc.ProcessingRequest(request_headers=ext_proc.HttpHeaders(), metadata_context=metadata(lease))

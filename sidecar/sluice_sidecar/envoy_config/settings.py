@@ -16,7 +16,7 @@ class EnvoySettings:
     """How Envoy is laid out on this machine. Paths are absolute; a socket's path is at most 107 bytes (`unix(7)`)."""
 
     gate: str | TcpAddress
-    """Where the gate serves its two gRPC services: a Unix socket's path, or a loopback address."""
+    """Where the gate serves its gRPC services: a Unix socket's path, or a loopback address."""
     admin_socket: str
     """Envoy's admin interface is a Unix socket, because whoever reaches it can stop Envoy and read its traffic."""
     listen: TcpAddress = LISTEN

@@ -11,8 +11,8 @@ Theory of operation
 
     A call that was cut (its client left, the provider broke off) closes its stream like any other, a moment later and
     without a word. That it was cut comes by another way, Envoy's access log of cut calls, and comes first: `feed_log`.
-    The log also tells how many bytes of the answer had gone by. Where nobody read them they are all that is known of
-    its output; without them, whoever hangs up just before the usage would pay for the input alone.
+    The log also tells how many bytes of the answer had gone by. Those that were not read here, or not yet, are all that
+    is known of its output; without them, whoever hangs up just before the usage would pay for the input alone.
 
     A stream without a live lease (a refused call, one that nothing limits) is ignored.
 """
@@ -68,8 +68,8 @@ class WatchedCalls:
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_is_stream", "_permit", "_reader", "_sees_body", "_sent",
-                 "_status", "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
+    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_is_stream", "_permit", "_read", "_reader", "_sees_body",
+                 "_sent", "_status", "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
 
     def __init__(self, calls: WatchedCalls) -> None:
         self._calls = calls
@@ -83,6 +83,7 @@ class CallStream:
         self._ended = False
         self._cut = False
         self._sent = 0
+        self._read = 0
         self._is_stream = False
 
     def feed(self, message: ProcessingRequest) -> bool:
@@ -134,9 +135,10 @@ class CallStream:
         usage, seen = self._usage_of_headers or self._usage_of_envoy, 0
         if self._sees_body and self._reader is not None:
             usage, seen = usage or self._reader.finish(), self._reader.seen_output
-        elif self._sent:
+        if self._sent > self._read:
             per_token = EVENT_BYTES[facts.api] if self._is_stream else BYTES_PER_TOKEN
-            seen = min(self._sent // per_token, facts.estimate.output_tokens) * BYTES_PER_TOKEN
+            unseen = (self._sent - self._read) // per_token
+            seen += min(unseen, facts.estimate.output_tokens) * BYTES_PER_TOKEN
         return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen)
 
     def _claim(self, lease: str) -> bool:
@@ -164,6 +166,7 @@ class CallStream:
 
     def _see_body(self, body: Any) -> None:
         self._sees_body = True
+        self._read += len(body.body)
         if self._reader is not None:
             self._reader.feed(body.body)
         if body.end_of_stream:

@@ -20,6 +20,7 @@ from sluice_sidecar.rls import RateLimitService
 
 ALICE = BucketKey("openai", Scope.USER, "alice")
 INPUT, ESTIMATE = 100, 150
+EVENT = b'data: {"choices": [{"delta": {"content": "' + b"x" * 40 + b'"}}]}\n\n'
 
 
 class Broken(Journal):
@@ -84,8 +85,8 @@ async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None
     stream = calls.watched.open()
     assert not stream.feed(beginning(lease))
     assert not stream.feed(answer("text/event-stream"))
-    assert not stream.feed(piece(b'data: {"choices": [{"delta": {"content": "' + b"x" * 40 + b'"}}]}\n\n'))
-    stream.cut(lease, 200, 500)
+    assert not stream.feed(piece(EVENT))
+    stream.cut(lease, 200, len(EVENT))
     assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10, 0, 1)
     stream.close()
     assert stream.feed(beginning(lease))
@@ -111,6 +112,16 @@ async def test_what_a_cut_call_brought_unseen_is_judged_by_its_bytes_up_to_the_e
     stream.feed(answer(content_type))
     stream.cut(lease, 200, sent)
     assert (calls.tokens, calls.alice.estimated) == (charged, 1)
+
+
+async def test_what_the_log_knows_of_and_the_stream_has_not_told_yet_is_added_to_what_was_seen() -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    for message in (beginning(lease), answer("text/event-stream"), piece(EVENT)):
+        stream.feed(message)
+    stream.cut(lease, 200, len(EVENT) + 20 * EVENT_BYTES[Api.OPENAI])
+    assert calls.tokens == INPUT + 10 + 20
 
 
 async def test_a_status_that_the_stream_has_told_is_believed_before_the_logs() -> None:

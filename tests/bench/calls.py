@@ -28,6 +28,8 @@ from sluice_sidecar.envoy_config import EnvoySettings, bootstrap
 from sluice_sidecar.envoy_config.filters import CHAIN, READ_USAGE, USAGE_STREAM
 
 CONNECTIONS: Final = 16
+REST: Final = 0.003
+"""Seconds between two calls that shall not meet what the gate does after the one before."""
 STREAMS: Final = PHASES
 
 
@@ -53,8 +55,10 @@ class Way:
 
     shape: Shape
     address: str
+    rested: list[Sample] = field(default_factory=list)
+    """One call at a time, with a rest after each: nothing else is going on."""
     one: list[Sample] = field(default_factory=list)
-    """One call in flight."""
+    """One call after another, without a rest: what the gate does when a call has ended meets the next one."""
     many: list[Sample] = field(default_factory=list)
     """As many calls in flight as connections."""
     events: list[Sample] = field(default_factory=list)
@@ -70,14 +74,15 @@ class Way:
     def failures(self) -> int:
         """Answers other than 200, and events that never came."""
         missing = sum(STREAMS * EVENTS - sample.count for sample in self.events)
-        return missing + sum(sample.failures for sample in (*self.one, *self.many, *self.events))
+        return missing + sum(sample.failures for sample in (*self.rested, *self.one, *self.many, *self.events))
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """How long it may take: `rounds` times each load on each way, `event_rounds` times the streams (3 s each)."""
+    """How long it may take: `rounds` times each load on each way, and `event_rounds` times the streams, 3 s each."""
 
     rounds: int
+    rested_seconds: float
     one_seconds: float
     many_seconds: float
     event_rounds: int
@@ -101,6 +106,8 @@ def measure(folder: Path, plan: Plan, say: Callable[[str], None]) -> list[Way]:
         for number in range(plan.rounds):
             say(f"calls: round {number + 1} of {plan.rounds}")
             for way in ways:
+                way.rested.append(_run(pool, way, connections=1, seconds=plan.rested_seconds, pause=REST))
+            for way in ways:
                 way.one.append(_run(pool, way, connections=1, seconds=plan.one_seconds))
             for way in ways:
                 before = machine.cpu_seconds([gate_pid]), machine.cpu_seconds([envoy.process.pid])
@@ -109,7 +116,7 @@ def measure(folder: Path, plan: Plan, say: Callable[[str], None]) -> list[Way]:
                 way.envoy_cpu.append(machine.cpu_seconds([envoy.process.pid]) - before[1])
         for number in range(plan.event_rounds):
             say(f"streams: round {number + 1} of {plan.event_rounds}")
-            for way in ways:
+            for way in (ways[0], ways[-1]):  # between them there is nothing that an event would meet
                 before = machine.cpu_seconds([gate_pid]), machine.cpu_seconds([envoy.process.pid])
                 way.events.append(_run(pool, way, connections=STREAMS, calls=STREAMS, events=True))
                 way.event_gate_cpu.append(machine.cpu_seconds([gate_pid]) - before[0])
@@ -123,11 +130,12 @@ def _run(
     connections: int,
     seconds: float = 1.0,
     calls: int = 2**31,
+    pause: float = 0.0,
     *,
     events: bool = False,
 ) -> Sample:
     request = _request(way.address, is_stream=events)
-    load = HttpLoad(way.address, request, connections, seconds, calls, events)
+    load = HttpLoad(way.address, request, connections, seconds, calls, pause, events)
     return pool.submit(http_load.run, load).result()
 
 

@@ -32,6 +32,8 @@ class HttpLoad:
     """No call begins later."""
     calls: int = 2**31
     """Nor are there more than these."""
+    pause: float = 0.0
+    """Seconds of rest between an answer and the next call, for a load of one connection."""
     events: bool = False
     """Measure how late each event of a stream comes, rather than how late each answer ends."""
 
@@ -87,6 +89,9 @@ class _Run:
                     in_flight -= 1
                     last = now
                     self._answered(connection, now)
+                    if self._load.pause:
+                        time.sleep(self._load.pause)
+                        now = time.monotonic_ns()
                     if now < ends:
                         in_flight += self._send(connection, now)
         return Sample.of(self._latencies, (last - began) / 1e9, time.process_time() - cpu, self._answers)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
-from bench.calls import CONNECTIONS, STREAMS, Shape, Way
+from bench.calls import CONNECTIONS, REST, STREAMS, Shape, Way
 from bench.decisions import MANY, Case
 from bench.engine import DECIDED, MEMORY
 from bench.samples import Part, Sample, middle
@@ -27,8 +27,14 @@ CALLS: Final = (
     ("added", "addedP50Micros", "{:+,.0f}"),
     ("p99 µs", "p99Micros", "{:,.0f}"),
     ("added", "addedP99Micros", "{:+,.0f}"),
+    ("no rest: p50", "unrestedP50Micros", "{:,.0f}"),
+    ("added", "unrestedAddedP50Micros", "{:+,.0f}"),
+)
+LOADED_CALLS: Final = (
     ("calls/s", "perSecond", "{:,.0f}"),
     ("of ungated", "perSecondRatio", "{:.2f}"),
+    ("p50 µs", "loadedP50Micros", "{:,.0f}"),
+    ("p99 µs", "loadedP99Micros", "{:,.0f}"),
     ("CPU µs: gate", "gateCpuMicros", "{:,.0f}"),
     ("Envoy", "envoyCpuMicros", "{:,.0f}"),
 )
@@ -69,9 +75,13 @@ def _of_way(way: Way, ungated: Way) -> Figures:
     counts = [sample.count for sample in way.many]
     events = [sample.count for sample in way.events]
     return {
-        **_latencies(way.one),
-        "addedP50Micros": _added("p50", way.one, ungated.one),
-        "addedP99Micros": _added("p99", way.one, ungated.one),
+        **_latencies(way.rested),
+        "addedP50Micros": _added("p50", way.rested, ungated.rested),
+        "addedP99Micros": _added("p99", way.rested, ungated.rested),
+        "unrestedP50Micros": middle(sample.p50 for sample in way.one),
+        "unrestedAddedP50Micros": _added("p50", way.one, ungated.one),
+        "loadedP50Micros": middle(sample.p50 for sample in way.many),
+        "loadedP99Micros": middle(sample.p99 for sample in way.many),
         "perSecond": middle(sample.rate for sample in way.many),
         "perSecondRatio": middle(a.rate / b.rate for a, b in zip(way.many, ungated.many, strict=True)),
         "gateCpuMicros": _cpu(way.gate_cpu, counts),
@@ -95,7 +105,7 @@ def _latencies(samples: Sequence[Sample]) -> Figures:
 
 
 def _added(name: str, samples: Sequence[Sample], base: Sequence[Sample]) -> float:
-    return middle(getattr(a, name) - getattr(b, name) for a, b in zip(samples, base, strict=True))
+    return middle(getattr(a, name) - getattr(b, name) for a, b in zip(samples, base, strict=False))
 
 
 def _cpu(seconds: Sequence[float], counts: Sequence[int]) -> float:
@@ -116,10 +126,12 @@ def print_decisions(figures: dict[str, Figures]) -> None:
 
 def print_calls(figures: dict[str, Figures]) -> None:
     """The tables of calls through Envoy."""
-    print(f"\nCalls through Envoy: latencies with 1 in flight, calls/s and CPU a call at {CONNECTIONS} connections")
+    print(f"\nOne call at a time through Envoy, with {REST * 1000:.0f} ms of rest after each, and without")
     _table(figures, CALLS)
-    print(f"\nStreams: {STREAMS} at once of {EVENTS} events, one each {PAUSE * 1000:.0f} ms: how late an event comes")
-    _table(figures, EVENTS_TABLE)
+    print(f"\n{CONNECTIONS} calls at a time")
+    _table(figures, LOADED_CALLS)
+    print(f"\n{STREAMS} streams at a time, {EVENTS} events each, {1 / PAUSE:.0f} a second: how late an event comes")
+    _table({way: row for way, row in figures.items() if row["eventP50Micros"]}, EVENTS_TABLE)
 
 
 def of_parts(parts: Sequence[Part]) -> dict[str, Figures]:

@@ -28,12 +28,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         folder = Path(name)
         if "decisions" in options.sections:
-            plan = decisions.Plan(2, 0.4, 0.8) if options.quick else decisions.Plan(5, 1.0, 2.0)
+            plan = decisions.Plan(1, 0.5, 1.0) if options.quick else decisions.Plan(4, 0.7, 1.5)
             figures["decisions"] = report.of_decisions(decisions.measure(folder, plan, _others(options), _say))
             report.print_decisions(figures["decisions"])
         if "calls" in options.sections:
-            quick = calls.Plan(2, 0.5, 1.0, 1)
-            plan_of_calls = quick if options.quick else calls.Plan(7, 0.7, 1.5, 3)
+            quick = calls.Plan(2, 0.5, 0.4, 0.8, 1)
+            plan_of_calls = quick if options.quick else calls.Plan(5, 1.5, 0.7, 1.5, 2)
             figures["calls"] = report.of_calls(calls.measure(folder, plan_of_calls, _say))
             report.print_calls(figures["calls"])
         if "parts" in options.sections:

@@ -109,6 +109,7 @@ def test_a_refund_gives_the_tokens_back_and_leaves_the_request() -> None:
     assert gate.used(1, Cap.REQUESTS_PER_DAY) == 1
     totals = gate.engine.totals().totals
     assert (totals.refunded, totals.committed, totals.committed_tokens) == (1, 0, 0)
+    assert_balanced(gate.engine, [permit], 1)
 
 
 def test_a_better_estimate_replaces_the_first_and_the_providers_word_replaces_both() -> None:

@@ -13,6 +13,7 @@ export SLUICE_ENVOY := $(ENVOY:.tools/%=$(CURDIR)/.tools/%)
 # The interpreter is the one chosen above, never one that uv fetches; certificates are the system's, as pip's are.
 export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := 1
+export UV_CACHE_DIR := $(CURDIR)/.tools/cache
 
 BIN := .venv/bin
 UV := .tools/uv/bin/uv

@@ -20,22 +20,28 @@ CAPS: Final[Mapping[Cap, str]] = {
     Cap.TOKENS_PER_DAY: "tokens per day",
     Cap.MAX_CONCURRENT: "calls at a time",
 }
+_ONE: Final = {cap: words.replace("requests", "request").replace("tokens", "token").replace("calls", "call")
+               for cap, words in CAPS.items()}  # fmt: skip
 
 
 def message(refusal: Refusal) -> str:
     """Which limit of which scope refused the call, what it asked for, and when to retry: one or two sentences."""
-    limit = f"{refusal.limit} {CAPS[refusal.cap]}"
+    limit = f"{refusal.limit} {CAPS[refusal.cap] if refusal.limit != 1 else _ONE[refusal.cap]}"
     whose = _whose(refusal.key)
+    if refusal.limit == 0:
+        return f"The limit of {whose} is {limit}: no call is admitted."
     if refusal.reason is Reason.OVERSIZED_REQUEST:
         return f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. " + (
-            "Lower max_tokens or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help."
+            "Ask for less output, or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help."
         )
     if refusal.reason is Reason.QUEUE_FULL:
         return f"Too many calls wait for {whose} ({limit}). {_retry(refusal)}"
     if refusal.reason is Reason.NO_FREE_SLOT:
-        return f"{whose[0].upper()}{whose[1:]} may have {limit}, and {refusal.used} are in flight. {_retry(refusal)}"
+        in_flight = "1 is" if refusal.used == 1 else f"{refusal.used} are"
+        return f"{whose[0].upper()}{whose[1:]} may have {limit}, and {in_flight} in flight. {_retry(refusal)}"
+    waiting = f"{refusal.ahead} asked for by calls that wait, " if refusal.ahead else ""
     return (
-        f"Limit of {limit} reached for {whose}: {refusal.used} used, {_amount(refusal)} more asked for. "
+        f"Limit of {limit} reached for {whose}: {refusal.used} used, {waiting}{_amount(refusal)} more asked for. "
         f"{_retry(refusal)}"
     )
 

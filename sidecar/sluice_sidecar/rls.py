@@ -181,8 +181,8 @@ def _describe(status: Any, permit: Permit, now: int) -> None:
 
 
 def _fill(duration: Any, nanoseconds: int) -> None:
-    """As `FromNanoseconds` does, in a third of the time."""
-    duration.seconds, duration.nanos = divmod(nanoseconds, SECOND)
+    """Whole seconds, rounded up: Envoy's `x-ratelimit-reset` would round down, and a retry then come too early."""
+    duration.seconds = -(-nanoseconds // SECOND)
 
 
 def _refused(api: Api, refusal: Refusal, at: int, of: int) -> RateLimitResponse:

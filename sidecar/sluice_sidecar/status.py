@@ -10,7 +10,7 @@ from typing import Any, Final
 from sluice import __version__
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.limits import SECOND, Cap
-from sluice.core.states import BucketState, Snapshot
+from sluice.core.states import BucketState, LastRefusal, Snapshot
 from sluice.errors import Problem
 from sluice_sidecar.logs import utc
 
@@ -154,6 +154,8 @@ def _bucket(bucket: BucketState) -> dict[str, Json]:
         "maxConcurrent": bucket.max_concurrent,
         "admitted": bucket.admitted,
         "rejected": bucket.rejected,
+        **({"wouldReject": bucket.would_reject} if bucket.would_reject else {}),
+        **({"lastRefusal": _last(bucket.last_refusal)} if bucket.last_refusal else {}),
         "windows": {
             str(cap): {
                 "limit": window.limit,
@@ -163,6 +165,14 @@ def _bucket(bucket: BucketState) -> dict[str, Json]:
             }
             for cap, window in bucket.windows.items()
         },
+    }
+
+
+def _last(refusal: LastRefusal) -> dict[str, Json]:
+    return {
+        "reason": str(refusal.reason),
+        "cap": str(refusal.cap),
+        "secondsAgo": round(refusal.ago / SECOND, 3),
     }
 
 
@@ -184,15 +194,16 @@ def table(status: Mapping[str, Json]) -> str:
     caps = [cap for cap in _COLUMNS if cap in _ALWAYS or any(cap in bucket["windows"] for bucket in buckets)]
     narrowed = any("models" in bucket for bucket in buckets)
     head = ["PROVIDER", "SCOPE", "SUBJECT", *(["MODELS"] if narrowed else []), "IN-FLIGHT", "QUEUED"]
-    rows = [[*head, *(_COLUMNS[cap] for cap in caps), "REJECTED"]]
-    rows += [_row(bucket, caps, narrowed=narrowed) for bucket in buckets]
-    lines = _aligned(rows) if buckets else ["no call has met a limit yet"]
+    refused = any("lastRefusal" in bucket for bucket in buckets)
+    rows = [[*head, *(_COLUMNS[cap] for cap in caps), "REJECTED", *(["LAST REFUSAL"] if refused else [])]]
+    rows += [_row(bucket, caps, narrowed=narrowed, refused=refused) for bucket in buckets]
+    lines = _aligned(rows) if buckets else ["no bucket: no such call has met a limit lately"]
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
     return "\n".join([*lines, "", _totals(status["totals"]), *_configuration(status)])
 
 
-def _row(bucket: Mapping[str, Json], caps: Iterable[Cap], *, narrowed: bool) -> list[str]:
+def _row(bucket: Mapping[str, Json], caps: Iterable[Cap], *, narrowed: bool, refused: bool) -> list[str]:
     return [
         bucket["provider"],
         bucket["scope"],
@@ -201,15 +212,28 @@ def _row(bucket: Mapping[str, Json], caps: Iterable[Cap], *, narrowed: bool) -> 
         _used(bucket["inFlight"], bucket["maxConcurrent"]),
         str(bucket["queued"]),
         *(_window(bucket["windows"].get(cap)) for cap in caps),
-        str(bucket["rejected"]),
+        _rejected(bucket),
+        *([_refusal(bucket.get("lastRefusal"))] if refused else []),
     ]
+
+
+def _rejected(bucket: Mapping[str, Json]) -> str:
+    shadow = bucket.get("wouldReject", 0)
+    return f"{bucket['rejected']}" + (f" ({shadow} in shadow)" if shadow else "")
+
+
+def _refusal(refusal: Mapping[str, Json] | None) -> str:
+    if refusal is None:
+        return "-"
+    return f"{refusal['reason']}, {refusal['cap']}, {refusal['secondsAgo']:.0f} s ago"
 
 
 def _totals(totals: Mapping[str, int]) -> str:
     shadow = f", {totals['wouldReject']} would have been" if totals["wouldReject"] else ""
     return (
         f"calls: {totals['admitted']} admitted, {totals['rejected']} rejected{shadow}, {totals['inFlight']} in flight, "
-        f"{totals['queued']} queued, {totals['unlimited']} unlimited; "
+        f"{totals['queued']} queued, {totals['unlimited']} unlimited, "
+        f"{totals['refunded']} refunded; "
         f"tokens: {totals['committedTokens']} committed, {totals['estimatedTokens']} estimated; "
         f"{totals['expiredPermits']} permits expired"
     )

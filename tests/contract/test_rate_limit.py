@@ -135,7 +135,7 @@ async def test_the_model_chooses_the_limit() -> None:
         await served.admit(user="alice", model="gpt-4")
         await served.admit(user="alice")
     assert _message(refused) == (
-        'Limit of 1 requests per minute reached for user "alice" at openai for gpt-5*: 1 used, 1 request more asked '
+        'Limit of 1 request per minute reached for user "alice" at openai for gpt-5*: 1 used, 1 request more asked '
         "for. Retry in 61 s."
     )
 
@@ -253,7 +253,7 @@ async def test_numbers_beyond_32_bits_are_clamped_and_count_in_full() -> None:
 # -- a refused call ------------------------------------------------------------------------------------------------
 
 WOULD_EXCEED = (
-    'Limit of 1 requests per minute reached for user "alice" at {}: 1 used, 1 request more asked for. Retry in 61 s.'
+    'Limit of 1 request per minute reached for user "alice" at {}: 1 used, 1 request more asked for. Retry in 61 s.'
 )
 DIALECTS = {
     "openai": {
@@ -295,12 +295,9 @@ async def test_a_refusal_speaks_the_dialect_of_the_api(provider: str) -> None:
 
 NEEDS_FEWER_TOKENS = (
     'This call needs about 101 tokens, and user "alice" at openai may use 100 tokens per minute: it can never be '
-    "admitted. Lower max_tokens or shorten the input."
+    "admitted. Ask for less output, or shorten the input."
 )
-NEVER_ADMITTED = (
-    'This call needs 1 request, and user "alice" at openai may use 0 requests per day: it can never be admitted. '
-    "No retry will help."
-)
+NEVER_ADMITTED = 'The limit of user "alice" at openai is 0 requests per day: no call is admitted.'
 
 
 @pytest.mark.parametrize(
@@ -498,7 +495,7 @@ async def test_a_full_queue_turns_newcomers_away() -> None:
         waiting.cancel()
     assert headers_of(refused)["x-sluice-reason"] == "QueueFull"
     assert _message(refused) == (
-        'Too many calls wait for user "alice" at openai (1 calls at a time). Retry when one of them has ended.'
+        'Too many calls wait for user "alice" at openai (1 call at a time). Retry when one of them has ended.'
     )
 
 

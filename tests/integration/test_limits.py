@@ -112,7 +112,7 @@ async def test_telemetry_tells_of_every_call_from_end_to_end() -> None:
 
 # -- what a refused caller hears -----------------------------------------------------------------------------------
 
-REACHED = 'Limit of 1 requests per minute reached for user "alice" at {}: 1 used, 1 request more asked for. Retry in '
+REACHED = 'Limit of 1 request per minute reached for user "alice" at {}: 1 used, 1 request more asked for. Retry in '
 
 
 @pytest.fixture

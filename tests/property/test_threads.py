@@ -30,7 +30,7 @@ def _switch_threads_all_the_time() -> Iterator[None]:
 
 def oracle_for(limits: Limits) -> tuple[Oracle, Call]:
     book = RuleBook((Rule(PROVIDER, Scope.USER, limits), Rule(PROVIDER, Scope.ORG, limits)))
-    oracle = Oracle(book, EngineSettings(max_waiters=10_000))
+    oracle = Oracle(book, EngineSettings(max_queue=10_000, max_waiters=10_000))
     return oracle, Call(book.match(PROVIDER, {}), Demand(1, 1, 10))
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey
 from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
 from sluice.core.windows import MAX_AMOUNT, NEVER, SlidingWindow
@@ -46,6 +47,8 @@ class Obstacle(NamedTuple):
     requested: int
     clears_at: int | None
     """When it would have room as things stand; None where only the end of a call makes room; `NEVER`: it cannot."""
+    ahead: int
+    """What those ahead ask of it."""
 
 
 class Queue:
@@ -116,12 +119,14 @@ class Bucket:
         "estimated",
         "in_flight",
         "key",
+        "last_refusal",
         "limits",
         "max_concurrent",
         "queue",
         "refunded",
         "rejected",
         "windows",
+        "would_reject",
     )
 
     def __init__(self, key: BucketKey, limits: Limits) -> None:
@@ -130,7 +135,9 @@ class Bucket:
         self.queue: Queue | None = None
         """None rather than empty: most buckets never have one."""
         self.windows: tuple[SlidingWindow, ...] = ()
-        self.admitted = self.committed = self.estimated = self.refunded = self.rejected = 0
+        self.admitted = self.committed = self.estimated = self.refunded = self.rejected = self.would_reject = 0
+        self.last_refusal: tuple[int, Refusal] | None = None
+        """When, and what; also of a limit in shadow mode."""
         self.apply(limits)
 
     def apply(self, limits: Limits) -> None:
@@ -175,7 +182,9 @@ class Bucket:
         found = []
         if demand.slots and self.in_flight + ahead.slots + demand.slots > self.max_concurrent:
             clears = NEVER if demand.slots > self.max_concurrent else None
-            found.append(Obstacle(Cap.MAX_CONCURRENT, self.max_concurrent, self.in_flight, demand.slots, clears))
+            found.append(
+                Obstacle(Cap.MAX_CONCURRENT, self.max_concurrent, self.in_flight, demand.slots, clears, ahead.slots)
+            )
         for window in self.windows:
             window.slide(now)
             obstacle = _window_obstacle(window, now, demand, ahead)
@@ -213,5 +222,7 @@ def _window_obstacle(window: SlidingWindow, now: int, demand: Demand, ahead: Dem
         elif over_tokens and window.fits_at(now, requests, 0) == clears != window.fits_at(now, 0, tokens):
             over_tokens = False  # both are over, and it is the requests that hold longer
     if over_tokens:
-        return Obstacle(TOKEN_CAPS[window.length], window.token_cap, window.tokens, demand.tokens, clears)
-    return Obstacle(REQUEST_CAPS[window.length], window.request_cap, window.requests, demand.requests, clears)
+        return Obstacle(TOKEN_CAPS[window.length], window.token_cap, window.tokens, demand.tokens, clears, ahead.tokens)
+    return Obstacle(
+        REQUEST_CAPS[window.length], window.request_cap, window.requests, demand.requests, clears, ahead.requests
+    )

@@ -38,3 +38,5 @@ class Refusal(NamedTuple):
     retry_after: int | None
     """Nanoseconds until the call would fit as things stand; None where that cannot be known (a call in flight
     ends when it ends) or will never be."""
+    ahead: int = 0
+    """What the calls that waited before it ask of that cap together."""

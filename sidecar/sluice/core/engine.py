@@ -37,7 +37,8 @@ from typing import Final
 from sluice.core.buckets import Bucket, Obstacle, Queue
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
-from sluice.core.limits import SECOND, Limits
+from sluice.core.ledger import count_settled
+from sluice.core.limits import MINUTE, SECOND, Limits
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Totals, picture
@@ -46,6 +47,8 @@ from sluice.core.windows import MAX_AMOUNT, NEVER
 
 SWEEP: Final = 250
 """Buckets looked at for idleness each time the engine is told of time: some 100 µs."""
+REFUSALS_SEEN: Final = 10 * MINUTE
+"""How long the last refusal of a bucket can be seen if nothing else keeps the bucket."""
 REMEMBERED: Final = 4096
 """Expired permits that a late claim can still settle."""
 SLACK: Final = 64
@@ -60,8 +63,10 @@ class EngineSettings:
     """Nanoseconds in which an admitted call must be claimed."""
     max_keys: int = 100_000
     """Buckets held at once; newcomers past it share one overflow bucket a scope. Idle ones are forgotten."""
+    max_queue: int = 256
+    """Calls that may wait for room in one bucket, so that no subject fills the places of all."""
     max_waiters: int = 1024
-    """Calls that may queue at once, over all buckets."""
+    """Calls that may wait at once, over all buckets."""
     name: str = ""
     """Stands before every lease, so that a lease of an earlier process is not taken for one of this one's."""
 
@@ -157,9 +162,9 @@ class Engine:
             if not permit.buckets or permit.settled in _FINAL or permit.settled is settled:
                 return False
             actual = min(max(actual, 0), MAX_AMOUNT)
-            self._count_settled(permit, -1)
+            count_settled(self._totals, permit, -1)
             difference, permit.tokens, permit.settled = actual - permit.tokens, actual, settled
-            self._count_settled(permit, 1)
+            count_settled(self._totals, permit, 1)
             if difference:
                 for windows in permit.windows:
                     for window in windows:
@@ -292,7 +297,9 @@ class Engine:
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
-        self._buckets[refusal.key].rejected += 1
+        bucket = self._buckets[refusal.key]
+        bucket.rejected += 1
+        bucket.last_refusal = (self._now, refusal)
         self._telemetry.rejected(call, refusal, waited)
         return refusal
 
@@ -300,7 +307,7 @@ class Engine:
         self._tickets += 1
         waiter = Waiter(call, buckets, self._tickets, now)
         verdict = self._verdict(waiter, now)
-        if verdict is None and len(self._waiters) >= self.settings.max_waiters:
+        if verdict is None and self._is_full(waiter):
             bucket, obstacle = self._obstacles(waiter, now)[0]
             verdict = _refusal(Reason.QUEUE_FULL, bucket, obstacle, None)
         if isinstance(verdict, Refusal):
@@ -314,6 +321,13 @@ class Engine:
         self._waiters[waiter.ticket] = waiter
         self._stay(waiter)
         return waiter
+
+    def _is_full(self, waiter: Waiter) -> bool:
+        """True if it may not join the queues."""
+        if len(self._waiters) >= self.settings.max_waiters:
+            return True
+        longest = self.settings.max_queue
+        return any(b.queue is not None and len(b.queue.blocked) >= longest for b in waiter.blocked_by)
 
     def _reconsider(self, waiter: Waiter, now: int) -> Sequence[Bucket]:
         """Settle a waiting call if it can be settled now. Returns the buckets where those behind it may get on."""
@@ -374,9 +388,11 @@ class Engine:
             obstacle.clears_at, Reason.WOULD_EXCEED
         )
         after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
+        refusal = _refusal(reason, bucket, obstacle, after)
         self._totals.would_reject += 1
-        bucket.rejected += 1
-        self._telemetry.would_reject(waiter.call, _refusal(reason, bucket, obstacle, after))
+        bucket.would_reject += 1
+        bucket.last_refusal = (now, refusal)
+        self._telemetry.would_reject(waiter.call, refusal)
 
     def _stay(self, waiter: Waiter) -> list[Bucket]:
         """It goes on waiting, for room in the buckets it is blocked by. Returns those that have room for it by now."""
@@ -424,31 +440,11 @@ class Engine:
         permit.released = True
         if permit.settled is None:
             permit.settled = Settled.ESTIMATED
-            self._count_settled(permit, 1)
+            count_settled(self._totals, permit, 1)
         slots = permit.call.demand.slots
         self._in_flight -= slots
         for bucket in permit.buckets:
             bucket.in_flight -= slots
-
-    def _count_settled(self, permit: Permit, sign: int) -> None:
-        """Enter a permit into the ledger under the way it was settled, or take it out again."""
-        totals, settled = self._totals, permit.settled
-        if settled is None:
-            return
-        if settled is Settled.COMMITTED:
-            totals.committed += sign
-            totals.committed_tokens += sign * permit.tokens
-            for bucket in permit.buckets:
-                bucket.committed += sign
-        elif settled is Settled.ESTIMATED:
-            totals.estimated += sign
-            totals.estimated_tokens += sign * permit.tokens
-            for bucket in permit.buckets:
-                bucket.estimated += sign
-        else:
-            totals.refunded += sign
-            for bucket in permit.buckets:
-                bucket.refunded += sign
 
     def _expire(self, now: int) -> None:
         due = list(takewhile(lambda permit: permit.deadline <= now, self._unclaimed.values()))
@@ -463,13 +459,17 @@ class Engine:
             self._pump(permit.buckets, now)
 
     def _forget_idle(self, now: int) -> None:
+        # Who was refused and why stays to be seen for a while, where that costs nobody a place.
+        since = now - REFUSALS_SEEN if len(self._buckets) <= self.settings.max_keys // 2 else now
         for _ in range(min(SWEEP, len(self._buckets))):
             key = next(self._sweep, None)
             if key is None:
                 self._sweep = iter(tuple(self._buckets))
                 return
             bucket = self._buckets.get(key)
-            if bucket is not None and bucket.is_idle(now):
+            if bucket is None or not bucket.is_idle(now):
+                continue
+            if bucket.last_refusal is None or bucket.last_refusal[0] <= since:
                 del self._buckets[key]
 
 
@@ -491,4 +491,6 @@ def _next_blocked(bucket: Bucket, after: int) -> int:
 
 
 def _refusal(reason: Reason, bucket: Bucket, obstacle: Obstacle, retry_after: int | None) -> Refusal:
-    return Refusal(reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after)
+    return Refusal(
+        reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after, obstacle.ahead
+    )

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sluice.core.buckets import Bucket
+from sluice.core.decisions import Reason
 from sluice.core.keys import BucketKey
 from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
 from sluice.core.windows import NEVER
@@ -28,6 +29,16 @@ class WindowState:
 
 
 @dataclass(frozen=True, slots=True)
+class LastRefusal:
+    """Why a bucket last said no, or in shadow mode would have."""
+
+    reason: Reason
+    cap: Cap
+    ago: int
+    """Nanoseconds."""
+
+
+@dataclass(frozen=True, slots=True)
 class BucketState:
     """One bucket. The ledger holds at every moment: admitted = committed + estimated + refunded + unsettled."""
 
@@ -39,6 +50,8 @@ class BucketState:
     windows: Mapping[Cap, WindowState]
     admitted: int
     rejected: int
+    would_reject: int
+    last_refusal: LastRefusal | None
     committed: int
     estimated: int
     refunded: int
@@ -84,6 +97,10 @@ def picture(bucket: Bucket, now: int) -> BucketState:
             windows[REQUEST_CAPS[window.length]] = WindowState(window.request_cap, window.requests, reset)
         if window.token_cap != NEVER:
             windows[TOKEN_CAPS[window.length]] = WindowState(window.token_cap, window.tokens, reset)
+    last = None
+    if bucket.last_refusal is not None:
+        at, refusal = bucket.last_refusal
+        last = LastRefusal(refusal.reason, refusal.cap, now - at)
     return BucketState(
         key=bucket.key,
         in_flight=bucket.in_flight,
@@ -92,6 +109,8 @@ def picture(bucket: Bucket, now: int) -> BucketState:
         windows=windows,
         admitted=bucket.admitted,
         rejected=bucket.rejected,
+        would_reject=bucket.would_reject,
+        last_refusal=last,
         committed=bucket.committed,
         estimated=bucket.estimated,
         refunded=bucket.refunded,

@@ -411,10 +411,20 @@ def test_past_the_cap_on_waiters_a_call_is_refused_and_room_in_the_queue_is_room
     gate = Gate(user(limits=one_at_a_time()), settings=EngineSettings(max_waiters=2))
     hold(gate, 0)
     waiters = [gate.queue(0) for _ in range(2)]
-    assert gate.refuse(0) == Refusal(Reason.QUEUE_FULL, ALICE, Cap.MAX_CONCURRENT, 1, 1, 1, None)
+    assert gate.refuse(0) == Refusal(Reason.QUEUE_FULL, ALICE, Cap.MAX_CONCURRENT, 1, 1, 1, None, ahead=2)
     hold(gate, 0, user="bob")
     gate.engine.cancel(waiters[0], 0)
     gate.queue(0)
+
+
+def test_the_callers_of_one_bucket_leave_places_in_the_queue_to_others() -> None:
+    gate = Gate(user(limits=one_at_a_time()), settings=EngineSettings(max_queue=2, max_waiters=4))
+    for name in ("alice", "bob"):
+        hold(gate, 0, user=name)
+    for _ in range(2):
+        gate.queue(0)
+    assert gate.refuse(0).reason is Reason.QUEUE_FULL
+    gate.queue(0, user="bob")
 
 
 def test_the_outcome_is_signalled_once() -> None:

@@ -40,7 +40,7 @@ MESSAGES = {
     "Limit of 60 requests per minute reached for callers new to User at openai: 60 used, 1 request more asked for. "
     "Retry in 30 s.": refusal(key=BucketKey("openai", Scope.USER, OVERFLOW)),
     'This call needs about 200 tokens, and user "alice" at openai may use 100 tokens per hour: it can never be '
-    "admitted. Lower max_tokens or shorten the input.": refusal(
+    "admitted. Ask for less output, or shorten the input.": refusal(
         reason=Reason.OVERSIZED_REQUEST,
         cap=Cap.TOKENS_PER_HOUR,
         limit=100,
@@ -48,8 +48,11 @@ MESSAGES = {
         requested=200,
         retry_after=None,
     ),
-    'This call needs 1 request, and user "alice" at openai may use 0 requests per minute: it can never be admitted. '
-    "No retry will help.": refusal(reason=Reason.OVERSIZED_REQUEST, limit=0, used=0, retry_after=None),
+    'Limit of 60 requests per minute reached for user "alice" at openai: 2 used, 58 asked for by calls that wait, '
+    "1 request more asked for. Retry in 30 s.": refusal(used=2, ahead=58),
+    'The limit of user "alice" at openai is 0 requests per minute: no call is admitted.': refusal(
+        reason=Reason.OVERSIZED_REQUEST, limit=0, used=0, retry_after=None
+    ),
     'User "alice" at openai may have 3 calls at a time, and 3 are in flight. Retry when one of them has ended.': (
         refusal(reason=Reason.NO_FREE_SLOT, cap=Cap.MAX_CONCURRENT, limit=3, used=3, retry_after=None)
     ),

@@ -180,7 +180,7 @@ def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine
     admit(engine, "bob", 90)
 
     totals = (
-        "calls: 2 admitted, 0 rejected, 2 in flight, 0 queued, 0 unlimited; "
+        "calls: 2 admitted, 0 rejected, 2 in flight, 0 queued, 0 unlimited, 0 refunded; "
         "tokens: 25 committed, 0 estimated; 0 permits expired"
     )
     assert status.table(document(engine, health=health)).splitlines() == [
@@ -216,12 +216,33 @@ def test_the_table_shows_models_and_longer_windows_only_where_there_are_any(engi
     ]
 
 
+def test_who_was_refused_and_why_is_seen_for_ten_minutes_and_then_forgotten() -> None:
+    engine = Engine(RuleBook((Rule("openai", Scope.USER, Limits(tokens_per_minute=10)),)))
+    applied = engine.rules.match("openai", {Scope.USER: "carol"})
+    engine.acquire(Call(applied, Demand(1, 1, 11)), 0)
+    engine.advance(5 * SECOND)
+
+    answer = document(engine, now=5 * SECOND)
+
+    assert answer["buckets"][0]["lastRefusal"] == {
+        "reason": "OversizedRequest",
+        "cap": "tokensPerMinute",
+        "secondsAgo": 5.0,
+    }
+    assert status.table(answer).splitlines()[1].endswith("1         OversizedRequest, tokensPerMinute, 5 s ago")
+    for _ in range(2):  # one look finds the bucket, the next one at it
+        engine.advance(601 * SECOND)
+    assert engine.keys() == ()
+
+
 def test_the_table_says_what_a_shadow_limit_would_have_refused() -> None:
     limits = Limits(requests_per_minute=0, mode=Mode.SHADOW)
     engine = Engine(RuleBook((Rule("openai", Scope.USER, limits),)))
     admit(engine, "alice", 1)
 
-    assert "1 admitted, 0 rejected, 1 would have been," in status.table(document(engine))
+    table = status.table(document(engine))
+    assert "1 admitted, 0 rejected, 1 would have been," in table
+    assert "0 (1 in shadow)" in table
 
 
 def test_a_subject_cannot_move_the_reader_s_terminal(engine: Engine) -> None:
@@ -236,6 +257,6 @@ def test_the_table_says_so_when_there_is_nothing_to_show_or_something_wrong() ->
 
     text = status.table(document(Engine(), health=health))
 
-    assert text.startswith("no call has met a limit yet\n")
+    assert text.startswith("no bucket: no such call has met a limit lately\n")
     assert "not ready" in text
     assert text.endswith("\n  limits.yaml: is not YAML")

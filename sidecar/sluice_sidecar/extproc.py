@@ -127,6 +127,7 @@ class CallStream:
                 permit.commit_tokens(settlement.tokens, now, settlement.settled)
         finally:
             permit.release(now)
+            self._calls.gate.rearm()
 
     def _settlement(self, facts: CallFacts) -> Settlement:
         # Where the body is watched, its end is seen. Where it is not, a stream that just closes belongs to a whole

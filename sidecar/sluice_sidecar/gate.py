@@ -58,7 +58,7 @@ class Gate:
             }
         )
         self.engine.swap(configuration.rules, self.clock())
-        self._arm()
+        self.rearm()
 
     def start(self) -> None:
         """Begin housekeeping; call it on the loop that will serve."""
@@ -83,14 +83,16 @@ class Gate:
         waiter = outcome
         told: asyncio.Future[Permit | Refusal] = asyncio.get_running_loop().create_future()
         waiter.notify = lambda verdict: None if told.done() else told.set_result(verdict)
-        self._arm()
+        self.rearm()
         try:
             return await told
         except asyncio.CancelledError:
             self.engine.cancel(waiter, self.clock())
+            self.rearm()
             raise
 
-    def _arm(self) -> None:
+    def rearm(self) -> None:
+        """Look after whoever waits; for everybody who has told the engine of something that may make room."""
         wake = self.engine.next_wake
         if wake >= self._armed:
             return
@@ -114,4 +116,4 @@ class Gate:
             self.engine.advance(self.clock())
         except Exception as error:  # noqa: BLE001  the next look may go better; without one no permit would ever expire
             logger.error("the time could not be told to the engine: %s", whereabouts(error))  # noqa: TRY400
-        self._arm()
+        self.rearm()

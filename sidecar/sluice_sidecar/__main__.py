@@ -119,6 +119,7 @@ def _complain(text: str, options: argparse.Namespace) -> None:
 
 
 def _run(options: argparse.Namespace) -> int:
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # what gRPC has to say we say ourselves, in our log's form
     from sluice_sidecar.app import Sidecar  # noqa: PLC0415 - the other commands need none of its servers
 
     if not (options.envoy or options.socket or options.grpc):

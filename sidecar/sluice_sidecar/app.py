@@ -15,6 +15,7 @@ import asyncio
 import contextlib
 import gc
 import logging
+import os
 import secrets
 import shutil
 import signal
@@ -94,6 +95,8 @@ class Sidecar:
         self._put_in_force(await asyncio.to_thread(watch.configuration, reading))
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(_private_folder()) if settings.envoy else None
+            if settings.envoy:
+                _check_free(settings.listen)
             gate_socket = settings.socket or (folder / "gate.sock" if folder else None)
             self._files = self._envoys_files(gate_socket, folder)
             preparing = asyncio.create_task(asyncio.to_thread(self._prepare_envoy, folder))
@@ -316,13 +319,24 @@ def _private_folder() -> Iterator[Path]:
         shutil.rmtree(folder, ignore_errors=True)
 
 
+def _check_free(address: TcpAddress) -> None:
+    """Raises `Failed` if somebody listens there already: Envoy would say it later, and in many words."""
+    family = socket.AF_INET6 if ":" in address.host else socket.AF_INET
+    with socket.socket(family) as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((address.host, address.port))
+        except OSError as error:
+            raise Failed(f"--listen {address}: {os.strerror(error.errno or 0)}") from error
+
+
 class _Signals:
-    """SIGTERM and SIGINT, counted."""
+    """SIGTERM, SIGINT and SIGHUP (a terminal that is closed), counted."""
 
     def __init__(self) -> None:
         self.first = asyncio.Event()
         self.second = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
+        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
             asyncio.get_running_loop().add_signal_handler(number, self._tell)
 
     def _tell(self) -> None:

@@ -32,6 +32,11 @@ LAST_WORDS: Final = 5
 LONGEST_LINE: Final = 64 * 1024
 QUIET: Final = "misc:error"
 """Envoy says of each message of `ai_protocol_manager` that it is work in progress: see `docs/envoy.md`."""
+_EXPECTED: Final = (
+    "caught ENVOY_SIGTERM",
+    "no configured limit to the number of allowed active downstream connections",
+)
+"""Warnings of Envoy's that say nothing new: how it is ended, and a limit that its overload manager could have."""
 _LEVELS: Final = {
     "[debug]": logging.DEBUG,
     "[info]": logging.INFO,
@@ -160,6 +165,8 @@ class EnvoyProcess:
             level, _, text = line.rstrip().partition(" ")
             if level not in _LEVELS:
                 level, text = "[error]", line.rstrip()
+            if any(words in text for words in _EXPECTED):
+                continue
             if _LEVELS[level] >= logging.ERROR:
                 self._tail.append(text)
             logger.log(_LEVELS[level], "%s", text)

@@ -112,9 +112,9 @@ class GateCollector(Collector):
             "sluice_calls_unlimited", "Calls let through because no limit speaks of them.", value=totals.unlimited
         )
         refused = "Calls refused, by the cap that said no and why."
-        yield _counter("sluice_calls_refused", refused, counts.refusals, REFUSAL_LABELS)
+        yield _counter("sluice_calls_rejected", refused, counts.refusals, REFUSAL_LABELS)
         shadow = "Calls that a limit in shadow mode would have refused."
-        yield _counter("sluice_calls_shadow_refused", shadow, counts.shadow_refusals, REFUSAL_LABELS)
+        yield _counter("sluice_calls_would_reject", shadow, counts.shadow_refusals, REFUSAL_LABELS)
         yield CounterMetricFamily(
             "sluice_calls_committed", "Calls whose usage the provider told.", value=totals.committed
         )

@@ -48,6 +48,10 @@ def read(paths: Sequence[Path]) -> Reading:
     for path in paths:
         try:
             files = list(_files(path))
+            if not files:
+                # As for a file that is emptied: more often a slip than a wish to lift every limit.
+                kinds = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
+                problems.append(Problem(str(path), "", "", f"holds no limits file ({kinds}): write one"))
         except OSError as error:
             problems.append(Problem(str(path), "", "", f"cannot be read: {error.strerror or error}"))
             continue

@@ -229,12 +229,11 @@ async def test_nothing_of_a_call_can_pass_for_what_envoy_or_the_gate_says(mesh: 
     forged = (
         b'{"lease": "forged", "sluice.request": {"model": "free"}, "envoy.filters.http.ratelimit": {"lease": "forged"}}'
     )
-    headers = ("x-sluice-lease: forged", "x-envoy-dynamic-metadata: forged", "lease: forged")
+    headers = ("x-envoy-dynamic-metadata: forged", "lease: forged")
     call = await mesh.call(post(CHAT, forged, *headers))
     assert call.facts == {"provider": "openai", "bytes": str(len(forged))}
     lease = mesh.gate.leases[-1]
     await mesh.gate.until(lambda: any(stream.lease == lease for stream in mesh.gate.streams))
-    assert mesh.gate.streams[-1].opened_with["x-sluice-lease"] == lease
 
 
 @pytest.mark.parametrize(

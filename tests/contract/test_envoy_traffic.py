@@ -232,7 +232,7 @@ async def test_envoy_reads_the_usage_and_tells_it_with_the_lease(
     mesh.provider.answer = answering(answer, content_type)
     _, stream = await stream_of_next(mesh, post(target))
     assert (stream.kinds, stream.usage) == (WHOLE, usage)
-    assert stream.lease == stream.opened_with["x-sluice-lease"] == mesh.gate.leases[-1]
+    assert stream.lease == mesh.gate.leases[-1]
 
 
 async def test_an_answer_without_usage_ends_its_stream_all_the_same(mesh: Mesh) -> None:
@@ -273,7 +273,7 @@ async def test_no_usage_of_short_calls_is_lost(mesh: Mesh) -> None:
 async def test_a_call_without_a_lease_has_none(mesh: Mesh) -> None:
     mesh.gate.verdict = fails
     _, stream = await stream_of_next(mesh, post(CHAT))
-    assert (stream.lease, stream.opened_with.get("x-sluice-lease", "")) == ("", "")
+    assert stream.lease == ""
 
 
 async def test_the_gate_is_told_at_once_of_a_call_that_was_cut(mesh: Mesh) -> None:

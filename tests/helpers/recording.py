@@ -31,7 +31,6 @@ class Observed:
     """One usage stream: what came on it, in order, and whether it is over."""
 
     messages: list[tuple[str, Any]] = field(default_factory=list)
-    opened_with: dict[str, str] = field(default_factory=dict)
     lease: str = ""
     usage: tuple[int, int] | None = None
     """Input and output tokens, if Envoy has read both or one of them."""
@@ -87,7 +86,6 @@ class RecordingGate:
 
     async def Process(self, requests: AsyncIterator[Any], context: Any) -> AsyncIterator[None]:  # noqa: N802
         stream = Observed()
-        stream.opened_with = dict(context.invocation_metadata())
         self.streams.append(stream)
         try:
             async for request in requests:

@@ -85,3 +85,10 @@ def test_no_file_names_a_package_registry() -> None:
 
 def test_no_file_names_a_path_of_somebody_s_machine() -> None:
     assert lines_that_match(MACHINE_PATH) == []
+
+
+def test_links_between_the_pages_lead_somewhere() -> None:
+    pages = [file for file in tracked() if file.suffix == ".md"]
+    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text())]
+    assert links
+    assert [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()] == []

@@ -74,6 +74,11 @@ def _listener(configuration: Configuration, settings: EnvoySettings) -> listener
         address=upstreams.address_of(settings.listen),
         # For answers under way to a slow caller; what a request may hold is each route's `request_body_buffer_limit`.
         per_connection_buffer_limit_bytes=MIB,
+        # Two gates on one port would share its calls unseen, and every limit would count twice: the second one fails.
+        enable_reuse_port=False,
+        connection_balance_config=listener.ListenerConnectionBalanceConfig(
+            exact_balance=listener.ListenerConnectionBalanceConfigExactBalance()
+        ),
         filter_chains=[listener.FilterChain(filters=[manager])],
     )
 

@@ -48,9 +48,6 @@ MARGIN: Final = timedelta(seconds=1)
 
 CHAIN: Final = (READ_BODY, READ_PATH, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
 
-LEASE_HEADER: Final = "x-sluice-lease"
-"""The lease in the gRPC headers of the usage stream: known to the gate even if the stream ends before it is read."""
-
 OBSERVED_HEADERS: Final = (
     ":status",
     "content-type",
@@ -119,10 +116,9 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
 def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
     send, skip = ext_proc.ProcessingModeHeaderSendMode.SEND, ext_proc.ProcessingModeHeaderSendMode.SKIP
     bodies = ext_proc.ProcessingModeBodySendMode
-    lease = core.HeaderValue(key=LEASE_HEADER, value=f"%DYNAMIC_METADATA({LEASE_NAMESPACE}:lease)%")
     headers = [_header_matcher(name) for name in (*OBSERVED_HEADERS, *settings.observed_headers)]
     return ext_proc.ExternalProcessor(
-        grpc_service=gate_service(lease),
+        grpc_service=gate_service(),
         # Envoy tells and never waits: a slow or absent gate cannot hold up or change an answer.
         observability_mode=True,
         deferred_close_timeout=settings.deferred_close_timeout,

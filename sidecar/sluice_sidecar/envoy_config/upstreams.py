@@ -107,10 +107,9 @@ def gate_cluster(settings: EnvoySettings) -> cluster.Cluster:
     )
 
 
-def gate_service(*metadata: core.HeaderValue) -> core.GrpcService:
-    """How filters call the gate; `metadata` goes along with every call."""
-    service = core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True)
-    return core.GrpcService(envoy_grpc=service, initial_metadata=list(metadata))
+def gate_service() -> core.GrpcService:
+    """How filters call the gate."""
+    return core.GrpcService(envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True))
 
 
 def address_of(address: str | TcpAddress) -> core.Address:

@@ -62,7 +62,7 @@ def test_a_refusal_is_counted_by_what_refused_it_and_why(scraped: Scraped) -> No
     scraped.call(tokens=101)
 
     labels = {"provider": "openai", "scope": "User", "cap": "tokensPerMinute", "reason": "OversizedRequest"}
-    assert scraped.value("sluice_calls_refused_total", **labels) == 1
+    assert scraped.value("sluice_calls_rejected_total", **labels) == 1
 
 
 def test_what_a_shadow_limit_would_have_refused_is_counted_apart() -> None:
@@ -70,8 +70,8 @@ def test_what_a_shadow_limit_would_have_refused_is_counted_apart() -> None:
     scraped.permit()
 
     labels = {"provider": "openai", "scope": "User", "cap": "requestsPerMinute", "reason": "OversizedRequest"}
-    assert scraped.value("sluice_calls_shadow_refused_total", **labels) == 1
-    assert scraped.value("sluice_calls_refused_total", **labels) is None
+    assert scraped.value("sluice_calls_would_reject_total", **labels) == 1
+    assert scraped.value("sluice_calls_rejected_total", **labels) is None
 
 
 def test_the_wait_of_a_queued_call_is_in_the_histogram(scraped: Scraped) -> None:

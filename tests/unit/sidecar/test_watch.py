@@ -73,8 +73,13 @@ def test_a_file_without_a_document_is_a_mistake(tmp_path: Path) -> None:
     assert problems(file) == [f"{file}: holds no document: write one, or remove the file"]
 
 
-def test_a_folder_without_a_file_puts_nothing_in_force(tmp_path: Path) -> None:
-    assert configuration(read([tmp_path])).documents == ()
+def test_a_folder_without_a_limits_file_is_a_mistake(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text(GOOD)
+
+    with pytest.raises(InvalidDocument) as caught:
+        configuration(read([tmp_path]))
+
+    assert str(caught.value) == f"{tmp_path}: holds no limits file (*.yaml, *.yml, *.json): write one"
 
 
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:

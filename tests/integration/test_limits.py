@@ -300,21 +300,24 @@ async def test_the_provider_never_sees_who_called(strict: System) -> None:
     assert not {name for name in seen.header_names if name.startswith(("x-envoy", "x-sluice", "x-forwarded"))}
 
 
+@pytest.mark.parametrize("declared", [{"max_tokens": 2000}, {}])
 @pytest.mark.parametrize("usage", list(UsageSource))
-async def test_who_hangs_up_before_the_usage_pays_for_the_output_that_went_by(usage: UsageSource) -> None:
+async def test_who_hangs_up_before_the_usage_pays_for_the_output_that_went_by(
+    usage: UsageSource, declared: dict[str, int]
+) -> None:
     def documents(upstream: str) -> str:
         return "\n---\n".join(limits(name, upstream, {"tokensPerMinute": 10_000}) for name in ("openai", "anthropic"))
 
     async with running_system(documents, usage) as system:
         for path in (CHAT, MESSAGES):
-            body = {**ASKED, "max_tokens": 2000, "stream": True}
-            headers = {"x-user-id": path, "x-standin-output-tokens": "1600", "x-standin-hold": "middle"}
-            headers |= {"x-standin-chunks": "400"}
+            body = {"model": "m", "messages": ASKED["messages"], "stream": True, **declared}
+            headers = {"x-user-id": path, "x-standin-output-tokens": "4000", "x-standin-hold": "middle"}
+            headers |= {"x-standin-chunks": "1000"}
             async with system.client.post(system.url + path, json=body, headers=headers) as answer:
-                await answer.content.readexactly(20_000)
+                await answer.content.readexactly(60_000)
                 answer.close()
             await system.settled()
-            assert 150 < used(system, path)["tokensPerMinute"] < 2100, path
+            assert 450 < used(system, path)["tokensPerMinute"] < 2800, path
 
 
 # -- a gate that is not there --------------------------------------------------------------------------------------

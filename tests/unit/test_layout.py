@@ -22,6 +22,7 @@ MODULE_LINES = 500
 REGISTRY = re.compile(
     r"\b(?:pypi|pythonhosted|npmjs|crates)\.(?:org|com|io)\b|\b(?:proxy|sum)\.golang\b|\bmaven\.(?:apache|org)\b"
 )
+RELATIVE_LINK = re.compile(r"\]\((?!https?:|#)([^)#\s]+)")
 MACHINE_PATH = re.compile(r"(?<![\w.~-])/(?:tmp|work|root|home|Users|opt/wheels)/\w")
 
 
@@ -89,6 +90,6 @@ def test_no_file_names_a_path_of_somebody_s_machine() -> None:
 
 def test_links_between_the_pages_lead_somewhere() -> None:
     pages = [file for file in tracked() if file.suffix == ".md"]
-    links = [(page, link) for page in pages for link in re.findall(r"\]\((?!https?:|#)([^)#\s]+)", page.read_text())]
-    assert links
+    links = [(page, link) for page in pages for link in RELATIVE_LINK.findall(page.read_text())]
+    assert links != []
     assert [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()] == []

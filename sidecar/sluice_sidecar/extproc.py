@@ -139,8 +139,8 @@ class CallStream:
         if self._sent > self._read:
             per_token = EVENT_BYTES[facts.api] if self._is_stream else BYTES_PER_TOKEN
             unseen = (self._sent - self._read) // per_token
-            # Only a cap that the caller declared bounds a stream: by our own guess, who declares nothing would pay for no
-            # more. A document may be an embedding or an image, of which few bytes are tokens.
+            # Only a cap that the caller declared bounds a stream: bounded by our own guess, who declares nothing would
+            # never pay for more. A document may be an embedding or an image, of which few bytes are tokens.
             if facts.estimate.declared or not self._is_stream:
                 unseen = min(unseen, facts.estimate.output_tokens)
             seen += unseen * BYTES_PER_TOKEN

@@ -89,7 +89,7 @@ def test_no_file_names_a_path_of_somebody_s_machine() -> None:
 
 
 def test_links_between_the_pages_lead_somewhere() -> None:
-    pages = [file for file in tracked() if file.suffix == ".md"]
+    pages = [file for file in files() if file.suffix == ".md"]
     links = [(page, link) for page in pages for link in RELATIVE_LINK.findall(page.read_text())]
     assert links != []
     assert [f"{page.relative_to(ROOT)}: {link}" for page, link in links if not (page.parent / link).exists()] == []

@@ -351,6 +351,38 @@ async def test_a_provider_is_who_its_certificate_says_or_is_not_spoken_to(
         assert [received.header("host") for received in provider.received] == [[f"{name}:{port}"]] * (status == 200)
 
 
+async def breaks_off(request: web.BaseRequest) -> web.StreamResponse:
+    assert request.transport is not None
+    request.transport.abort()
+    return web.Response()
+
+
+async def test_a_provider_that_cannot_be_reached_is_named_in_the_form_of_an_error(mesh: Mesh) -> None:
+    mesh.provider.answer = breaks_off
+    upstreams = {
+        "nowhere": "http://no-such-host.invalid",
+        "shut": "http://127.0.0.1:1",
+        "plain": f"https://127.0.0.1:{mesh.provider_port}",
+        "rude": f"http://127.0.0.1:{mesh.provider_port}",
+    }
+    documents = [limits_of(name, Api.OPENAI, url, User=SUBJECTS["header"]) for name, url in upstreams.items()]
+    told = {}
+    async with running_mesh(merge(documents)) as other:
+        for name in upstreams:
+            answer = await send(other.port, post(f"/{name}/v1/chat/completions", b"{}"))
+            assert (answer.status, answer.headers["content-type"]) == (503, "application/json")
+            error = json.loads(answer.body)["error"]
+            assert (error["type"], error["code"]) == ("api_error", 503)
+            told[name] = error["message"]
+    no_connection = "cannot be reached: no connection, or none that is trusted, could be made"
+    assert told == {
+        "nowhere": "the provider nowhere cannot be reached: its name leads to no address now",
+        "shut": f"the provider shut {no_connection}",
+        "plain": f"the provider plain {no_connection}",
+        "rude": "the provider rude broke the connection off before it answered",
+    }
+
+
 async def test_http_2_is_spoken_to_a_provider_that_offers_it() -> None:
     port = free_port()
     configuration = merge([limits_of("openai", Api.OPENAI, f"https://localhost:{port}", User=SUBJECTS["header"])])

@@ -31,6 +31,12 @@ CONNECTIONS: Final = 50_000
 """From applications, at once; more are refused, so that a leak of theirs does not take Envoy's memory."""
 
 GATE_AWAY: Final = "the rate limit gate could not be asked, and this provider's failurePolicy is Deny: try again"
+UNREACHED: Final = {
+    ("UH", "NC"): "cannot be reached: its name leads to no address now",
+    ("UF",): "cannot be reached: no connection, or none that is trusted, could be made",
+    ("UC", "UR"): "broke the connection off before it answered",
+}
+"""Why a provider gave no answer, by Envoy's response flags: no address, no connection, no answer on it."""
 
 
 def bootstrap(configuration: Configuration, settings: EnvoySettings) -> dict[str, Json]:
@@ -121,7 +127,6 @@ def _connection_manager(configuration: Configuration, settings: EnvoySettings) -
 
 def _own_answers(settings: EnvoySettings) -> list[hcm.ResponseMapper]:
     """What Envoy says in place of a provider, in words and in the form of an API's error."""
-    gate_away = accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=["RLSE"]))
     # A number in a filter must be changeable at run time; this one is called what nobody sets.
     number = core.RuntimeUInt32(default_value=413, runtime_key="sluice.unset")
     too_large = accesslog.AccessLogFilter(
@@ -129,9 +134,18 @@ def _own_answers(settings: EnvoySettings) -> list[hcm.ResponseMapper]:
     )
     size = f"the request's body is larger than {settings.body_limit} bytes"
     return [
-        _mapper(gate_away, error_body(503, "overloaded_error", GATE_AWAY)),
+        _mapper(_flagged("RLSE"), error_body(503, "overloaded_error", GATE_AWAY)),
         _mapper(too_large, error_body(413, "request_too_large", size)),
+        # Every route to a provider has its name.
+        *(
+            _mapper(_flagged(*flags), error_body(503, "api_error", f"the provider %ROUTE_NAME% {why}"))
+            for flags, why in UNREACHED.items()
+        ),
     ]
+
+
+def _flagged(*flags: str) -> accesslog.AccessLogFilter:
+    return accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=list(flags)))
 
 
 def _mapper(condition: accesslog.AccessLogFilter, body: str) -> hcm.ResponseMapper:

@@ -119,6 +119,7 @@ def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
         if served.settings.usage is UsageSource.METADATA:
             configs[filters.READ_USAGE] = filters.usage_protocol(protocol)
         yield route.Route(
+            name=served.provider.name,
             match=match,
             route=_action(served, prefix),
             request_headers_to_add=served.headers_to_add,

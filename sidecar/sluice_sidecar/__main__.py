@@ -149,7 +149,7 @@ def _check(options: argparse.Namespace) -> int:
     for document in configuration.documents:
         _say(_described(document))
     if not configuration.documents:
-        _say("no limits: there is no document")
+        _say("no limits: the files say so")
     return OK
 
 

@@ -18,6 +18,13 @@ from sluice_sidecar.gate import Gate
 from sluice_sidecar.settings import Address, Failed, TcpAddress
 
 SELECTORS: Final = ("provider", "scope", "subject")
+INDEX: Final = """\
+Sluice. Here are:
+  /healthz   200 as long as the program runs
+  /readyz    200 once calls are served; else what it waits for
+  /status    what is counted, as JSON; ?provider=, ?scope=, ?subject= select buckets
+  /metrics   for Prometheus
+"""
 AT_ONCE: Final = 100
 """Buckets looked at before waiting calls have their turn: some 2 ms."""
 
@@ -30,10 +37,12 @@ class Admin:
         self._gate = gate
         self._registry = registry
         app = web.Application()
+        app.router.add_get("/", self._index)
         app.router.add_get("/healthz", self._healthz)
         app.router.add_get("/readyz", self._readyz)
         app.router.add_get("/status", self._status)
         app.router.add_get("/metrics", self._metrics)
+        self._socket: Path | None = None
         self._runner = web.AppRunner(app, access_log=None, handle_signals=False, shutdown_timeout=1.0)
 
     async def start(self, address: Address) -> Address:
@@ -50,12 +59,18 @@ class Admin:
             await self._runner.cleanup()
             raise Failed(f"--admin {address}: cannot be served: {os.strerror(error.errno or 0)}") from error
         if isinstance(address, Path):
+            self._socket = address
             return address
         return TcpAddress(address.host, self._runner.addresses[0][1])
 
     async def stop(self) -> None:
-        """Let answers under way finish, for a second."""
+        """Let answers under way finish, for a second; leave no socket behind."""
         await self._runner.cleanup()
+        if self._socket is not None:
+            self._socket.unlink(missing_ok=True)
+
+    async def _index(self, _: web.Request) -> web.Response:
+        return web.Response(text=INDEX)
 
     async def _healthz(self, _: web.Request) -> web.Response:
         return web.Response(text="ok\n")

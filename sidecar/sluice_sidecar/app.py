@@ -201,10 +201,16 @@ class Sidecar:
         except InvalidDocument as error:
             self._report("the limits files have mistakes; what was in force stays", error.problems)
             return
-        before = self._configuration
+        before, had_mistakes = self._configuration, bool(self._health.problems)
         self._put_in_force(configuration)
         changes = diff(before, configuration)
-        logger.info("the limits files have changed: %s", in_force(configuration))
+        if changes:
+            news = "the limits files have changed"
+        elif had_mistakes:
+            news = "the mistakes in the limits files are gone, and nothing has changed"
+        else:
+            news = "the limits files are written differently, and say the same"
+        logger.info("%s: %s", news, in_force(configuration))
         for change in changes:
             logger.info("changed: %s", change)
         if self._files is None:
@@ -275,7 +281,7 @@ def in_force(configuration: Configuration) -> str:
 def _warnings(configuration: Configuration, environ: Mapping[str, str]) -> Iterator[str]:
     """What is allowed and hardly meant."""
     if not configuration.rules.rules:
-        yield "no limits are in force: there is no document"
+        yield "no limits are in force: the files hold none"
     for provider in configuration.providers.values():
         for scope, source in provider.subjects.items():
             if source.kind is SubjectKind.ENV and not environ.get(source.value):

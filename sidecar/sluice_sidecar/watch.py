@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from sluice.config import yamltext
 from sluice.config.document import parse
 from sluice.config.merge import Configuration, merge
 from sluice.config.types import ProviderLimits
@@ -76,8 +77,8 @@ def configuration(reading: Reading) -> Configuration:
         except InvalidDocument as error:
             problems += error.problems
             continue
-        if not found:
-            # A file that is emptied is more often a slip than a wish to lift every limit.
+        if not found and next(yamltext.read(text), None) is None:
+            # A file that is emptied is more often a slip than a wish to lift every limit; an empty List says that wish.
             problems.append(Problem(source, "", "", "holds no document: write one, or remove the file"))
         documents += found
     if problems:

@@ -120,6 +120,19 @@ async def test_a_bad_change_is_told_and_what_was_in_force_stays(provider: StandI
         assert healed["configuration"]["generation"] == 2
 
 
+async def test_a_bad_change_that_is_taken_back_is_no_change_of_the_limits(provider: StandIn, folder: Path) -> None:
+    file = folder / "limits.yaml"
+    good = limits("openai", provider.url, {"requestsPerMinute": 2})
+    file.write_text(good)
+    async with running("-f", file, "--socket", folder / "gate.sock") as program:
+        replace(file, good.replace("openai", "Open AI"))
+        await program.line("the limits files have mistakes; what was in force stays")
+        replace(file, good)
+        await program.line("the mistakes in the limits files are gone, and nothing has changed: 1 limit for openai")
+        replace(file, good + " ")
+        await program.line("the limits files are written differently, and say the same: 1 limit for openai")
+
+
 async def test_changes_under_load_cut_no_call_and_lose_no_count(provider: StandIn, folder: Path) -> None:
     file = folder / "limits.yaml"
     caps = {"tokensPerMinute": 1_000_000, "maxConcurrent": 4, "maxWait": "30s"}

@@ -48,6 +48,13 @@ async def served() -> AsyncIterator[Served]:
     await served.admin.stop()
 
 
+async def test_its_root_says_what_there_is(served: Served) -> None:
+    code, text = await served.get("/")
+
+    assert code == 200
+    assert [line.split()[0] for line in text.splitlines()[1:]] == ["/healthz", "/readyz", "/status", "/metrics"]
+
+
 async def test_it_is_healthy_while_it_answers(served: Served) -> None:
     served.health.waiting_for = "Envoy"
 
@@ -84,7 +91,7 @@ async def test_metrics_are_prometheus_text(served: Served) -> None:
     assert "# TYPE sluice_calls_in_flight gauge\nsluice_calls_in_flight 0.0\n" in text
 
 
-async def test_it_serves_on_a_unix_socket_too() -> None:
+async def test_it_serves_on_a_unix_socket_too_and_takes_it_away_in_the_end() -> None:
     served = Served()
     with short_folder() as folder:
         served.address = await served.admin.start(folder / "admin.sock")
@@ -92,6 +99,7 @@ async def test_it_serves_on_a_unix_socket_too() -> None:
             assert await served.get("/healthz") == (200, "ok\n")
         finally:
             await served.admin.stop()
+        assert list(folder.iterdir()) == []
 
 
 async def test_a_port_that_is_taken_is_a_sentence(served: Served) -> None:

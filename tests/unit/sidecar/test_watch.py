@@ -82,6 +82,12 @@ def test_a_folder_without_a_limits_file_is_a_mistake(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}: holds no limits file (*.yaml, *.yml, *.json): write one"
 
 
+def test_an_empty_list_says_that_nothing_is_to_be_in_force(tmp_path: Path) -> None:
+    (tmp_path / "limits.yaml").write_text("apiVersion: v1\nkind: List\nitems: []\n")
+
+    assert configuration(read([tmp_path])).documents == ()
+
+
 def test_a_byte_order_mark_is_no_mistake(tmp_path: Path) -> None:
     file = tmp_path / "limits.yaml"
     file.write_text(GOOD, encoding="utf-8-sig")

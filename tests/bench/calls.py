@@ -29,7 +29,7 @@ from sluice_sidecar.envoy_config.filters import CHAIN, READ_USAGE, USAGE_STREAM
 
 CONNECTIONS: Final = 16
 REST: Final = 0.003
-"""Seconds between two calls that shall not meet what the gate does after the one before."""
+"""Seconds of a rest: longer than the gate has to do after a call; every process is asleep when the next one comes."""
 STREAMS: Final = PHASES
 
 
@@ -56,7 +56,7 @@ class Way:
     shape: Shape
     address: str
     rested: list[Sample] = field(default_factory=list)
-    """One call at a time, with a rest after each: nothing else is going on."""
+    """One call at a time, with a rest after each."""
     one: list[Sample] = field(default_factory=list)
     """One call after another, without a rest: what the gate does when a call has ended meets the next one."""
     many: list[Sample] = field(default_factory=list)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
-import time
+import resource
 from collections.abc import Iterable
 from importlib.metadata import version
 from pathlib import Path
@@ -52,21 +52,34 @@ def resident_bytes(pid: int | None = None) -> int:
     return int(fields[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
-def busy_share(seconds: float = 1.0) -> float | None:
-    """How much of all cores is used by others while this process sleeps, 0 to 1; None where there is no `/proc`."""
-    try:
-        before = _cpu_ticks()
-        time.sleep(seconds)
+class Others:
+    """How much of this machine others use, from here on."""
+
+    def __init__(self) -> None:
+        self._before = _cpu_ticks()
+        self._own = _own_seconds()
+
+    def share(self) -> float | None:
+        """0 to 1, once the processes that were started meanwhile have ended; None where there is no `/proc`."""
         after = _cpu_ticks()
+        if after is None or self._before is None:
+            return None
+        whole = sum(after) - sum(self._before)
+        idle = after[3] + after[4] - self._before[3] - self._before[4]
+        own = (_own_seconds() - self._own) / TICK
+        return max(0.0, (whole - idle - own) / whole) if whole else 0.0
+
+
+def _own_seconds() -> float:
+    uses = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
+    return sum(use.ru_utime + use.ru_stime for use in uses)
+
+
+def _cpu_ticks() -> list[int] | None:
+    try:
+        return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except OSError:
         return None
-    whole = sum(after) - sum(before)
-    idle = after[3] + after[4] - before[3] - before[4]
-    return 1 - idle / whole if whole else 0.0
-
-
-def _cpu_ticks() -> list[int]:
-    return [int(field) for field in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
 
 
 def facts() -> dict[str, str]:

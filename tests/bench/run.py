@@ -25,7 +25,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     began = time.monotonic()
     figures: dict[str, Any] = {"machine": machine.facts()}
     report.print_facts(figures["machine"])
-    _warn_of_noise(figures)
+    others = machine.Others()
     with tempfile.TemporaryDirectory(prefix="sluice-bench-") as name:
         folder = Path(name)
         if "decisions" in options.sections:
@@ -43,7 +43,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
                 figures["parts"] = report.of_parts(parts.measure(pool))
             report.print_parts(figures["parts"])
     report.print_targets(figures)
-    print(f"\nin {time.monotonic() - began:.0f} s")
+    figures["othersShare"] = others.share()
+    report.print_end(time.monotonic() - began, figures["othersShare"])
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
     failures = sum(row["failures"] for name in ("decisions", "calls") for row in figures.get(name, {}).values())
@@ -90,13 +91,6 @@ def _others(options: argparse.Namespace) -> list[Case]:
     entries = tuple(tuple(pair.split("=", 1)) for pair in options.descriptor.split(","))
     messages = decisions.messages(options.domain, entries)
     return [Case(options.rls, options.rls, PATH, messages, options.pid, (GOOD, OVER_LIMIT))]
-
-
-def _warn_of_noise(figures: dict[str, Any]) -> None:
-    busy = machine.busy_share()
-    figures["machine"]["busyBefore"] = "unknown" if busy is None else f"{busy:.0%}"
-    if busy is not None and busy > machine.QUIET:
-        print(f"noise:    others use {busy:.0%} of this machine: compare ratios, not figures", flush=True)
 
 
 def _say(text: str) -> None:

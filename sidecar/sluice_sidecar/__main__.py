@@ -65,7 +65,7 @@ examples:
   sluice check -f limits.yaml
   sluice check -f limits/ -f more.yaml        folders and files, checked together as they would be in force together
 
-Prints every mistake on a line of its own and ends with 2; else a line for each document says what it puts in force."""
+Prints every mistake on a line of its own and ends with 2; else what each document puts in force, a line an entry."""
 
 STATUS_EXAMPLES = """\
 examples:
@@ -147,7 +147,8 @@ def _run(options: argparse.Namespace) -> int:
 def _check(options: argparse.Namespace) -> int:
     configuration = watch.configuration(watch.read(options.file))
     for document in configuration.documents:
-        _say(_described(document))
+        for line in _described(document):
+            _say(line)
     if not configuration.documents:
         _say("no limits: the files say so")
     return OK
@@ -203,20 +204,17 @@ def _envoy_config(options: argparse.Namespace) -> int:
     return OK
 
 
-def _described(document: ProviderLimits) -> str:
-    """A document in one line, in the words of the document."""
-    return f"{document.source}: {document.name}: " + "; ".join(_parts(document))
-
-
-def _parts(document: ProviderLimits) -> Iterator[str]:
-    yield f"provider {document.provider}, {document.api} at {document.upstream}"
-    yield f"failurePolicy {document.failure_policy}"
-    for entry in to_manifest(document)["spec"]["limits"]:
+def _described(document: ProviderLimits) -> Iterator[str]:
+    """A document in the words of the document: the provider on one line, and each entry on a line of its own."""
+    manifest = to_manifest(document)["spec"]
+    yield f"{document.source}: {document.name}: provider {document.provider}, {document.api} at {document.upstream}"
+    yield f"  failurePolicy {document.failure_policy}" + (", no limits" if not manifest["limits"] else "")
+    for entry in manifest["limits"]:
         ((kind, value),) = entry.pop("subject").items()
         source = kind if value is True else f"{kind} {value}"
         match = "".join(f", {what} {' '.join(patterns)}" for what, patterns in entry.pop("match", {}).items())
         scope = entry.pop("scope")
-        yield f"{scope} ({source}{match}) " + ", ".join(f"{name} {value}" for name, value in entry.items())
+        yield f"  {scope} ({source}{match}): " + ", ".join(f"{name} {value}" for name, value in entry.items())
 
 
 def _parser() -> argparse.ArgumentParser:

@@ -12,6 +12,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,6 +47,7 @@ def read(paths: Sequence[Path]) -> Reading:
     """Read files, and of folders every `*.yaml`, `*.yml` and `*.json` that is not hidden."""
     texts: list[tuple[str, str]] = []
     problems: list[Problem] = []
+    seen: set[str] = set()
     for path in paths:
         try:
             files = list(_files(path))
@@ -57,6 +59,10 @@ def read(paths: Sequence[Path]) -> Reading:
             problems.append(Problem(str(path), "", "", f"cannot be read: {error.strerror or error}"))
             continue
         for file in files:
+            if (same := os.path.realpath(file)) in seen:
+                problems.append(Problem(str(file), "", "", "is given twice: name it once, by itself or by its folder"))
+                continue
+            seen.add(same)
             try:
                 with file.open("rb") as stream:
                     texts.append((str(file), stream.read(LARGEST).decode("utf-8-sig")))

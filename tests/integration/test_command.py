@@ -325,8 +325,10 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
 
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
-        f"{file}: openai: provider openai, OpenAI at {provider.url}; failurePolicy Allow; User (header x-user-id) "
-        "requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, mode Enforce\n"
+        f"{file}: openai: provider openai, OpenAI at {provider.url}\n"
+        "  failurePolicy Allow\n"
+        "  User (header x-user-id): requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, "
+        "mode Enforce\n"
     )
 
 

@@ -23,6 +23,9 @@ SHOWN: Final = 40
 GUESSED: Final = 100
 """Unknown fields of one object that are compared with the known ones: each comparison costs some 0.1 ms."""
 
+NEAR: Final = 0.87
+"""How alike two words are, of 1, to be taken for one misspelt: `requestsPerMonth` is not `requestsPerMinute`."""
+
 
 class Mistake(NamedTuple):
     """One mistake in a tree."""
@@ -64,7 +67,8 @@ class Text:
         elif len(tree) > self.longest:
             yield Mistake(path, f"must be {self.allowed}, and this has {len(tree)}")
         elif re.fullmatch(self.pattern, tree) is None:
-            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}")
+            meant = tree.lower() if re.fullmatch(self.pattern, tree.lower()) else None
+            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}{_hint(meant)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +84,7 @@ class Word:
     def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
         if not isinstance(tree, str) or tree not in self.words:
             meant = nearest(tree, self.words) if isinstance(tree, str) else None
-            hint = f"; did you mean {meant}?" if meant else ""
-            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}{hint}")
+            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}{_hint(meant)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +113,9 @@ class Integer:
 
     def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
         if isinstance(tree, bool) or not isinstance(tree, int) or not self.least <= tree <= self.most:
-            yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}")
+            quoted = isinstance(tree, str) and re.fullmatch("0|[1-9][0-9]*", tree)
+            quotes = ", without quotes" if quoted else ""
+            yield Mistake(path, f"must be {self.allowed}{quotes}, not {shown(tree)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -189,8 +194,9 @@ class Object:
 
     @property
     def allowed(self) -> str:
-        names = ", ".join(self.fields)
-        return f"an object with exactly one of {names}" if self.exactly_one else f"an object with fields of {names}"
+        one = "exactly one of " if self.exactly_one else ""
+        required = [name for name, field in self.fields.items() if field.required]
+        return f"an object with {one}{', '.join(required or self.fields)}"
 
     def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
         if not isinstance(tree, dict):
@@ -278,8 +284,12 @@ def shortened(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in short)
 
 
+def _hint(meant: str | None) -> str:
+    return f"; did you mean {shortened(meant)}?" if meant else ""
+
+
 def nearest(name: str, known: Iterable[str]) -> str | None:
     """The known word that a word was most likely meant to be, if any is near."""
     by_lower_case = {word.lower(): word for word in known}
-    close = difflib.get_close_matches(name.lower()[:SHOWN], by_lower_case, n=1)
+    close = difflib.get_close_matches(name.lower()[:SHOWN], by_lower_case, n=1, cutoff=NEAR)
     return by_lower_case[close[0]] if close else None

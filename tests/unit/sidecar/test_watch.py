@@ -82,6 +82,13 @@ def test_a_folder_without_a_limits_file_is_a_mistake(tmp_path: Path) -> None:
     assert str(caught.value) == f"{tmp_path}: holds no limits file (*.yaml, *.yml, *.json): write one"
 
 
+def test_a_file_that_is_given_twice_is_one_mistake(tmp_path: Path) -> None:
+    file = tmp_path / "limits.yaml"
+    file.write_text(GOOD)
+
+    assert problems(file, tmp_path) == [f"{file}: is given twice: name it once, by itself or by its folder"]
+
+
 def test_an_empty_list_says_that_nothing_is_to_be_in_force(tmp_path: Path) -> None:
     (tmp_path / "limits.yaml").write_text("apiVersion: v1\nkind: List\nitems: []\n")
 

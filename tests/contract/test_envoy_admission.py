@@ -100,12 +100,15 @@ BODIES: dict[bytes, dict[str, str]] = {
     b"[]": {},
     b"null": {},
     b'"x"': {},
-    b"\xff\xfe": {},
-    b'{"model": "gpt"} and more': {},
-    b'{"model": "gpt", "x": NaN}': {},
-    b'{"model": "\\ud800"}': {},
-    b'{"model": "\xff"}': {},
-    b'{"model": "gpt", "x": %s}' % (b"[" * 5000 + b"]" * 5000): {},
+    b'{"model": "gpt"} and more': {"model": "gpt"},
+    b'{"model": "gpt", "x": NaN}': {"model": "gpt"},
+    b'{"model": "\\ud800"}': {"model": "???"},
+    b'{"model": "\xff"}': {"model": "?"},
+    b'{"model": "gpt", "x": "\\ud800 \xff"}': {"model": "gpt"},
+    b'{"model": "gpt", "x": 18446744073709551615, "y": 1e999}': {"model": "gpt"},
+    b'{"x": {"model": "a"}, "y": "\\"model\\": b", "z\\\\": ["model", "c"], "model" :\n"gpt"}': {"model": "gpt"},
+    b'{"m\\u006fdel": "gpt\\u002d5 \\ud83d\\ude00\\\\"}': {"model": "gpt-5 \U0001f600\\"},
+    b'{"model": "gpt", "x": %s}' % (b"[" * 5000 + b"]" * 5000): {"model": "gpt"},
     b'{"model": "' + b"x" * 9000 + b'"}': {},
     b'{"model": "' + b"x" * 5_000_000 + b'"}': {},
     b'{"model": ""}': {},
@@ -115,15 +118,15 @@ BODIES: dict[bytes, dict[str, str]] = {
     b'{"model": 1}': {"model": "1"},
     b'{"model": true}': {"model": "1"},
     b'{"model": "a", "model": "b"}': {"model": "b"},
-    b'{"model": "a\\u0000b"}': {"model": "a\0b"},
+    b'{"model": "a\\u0000b"}': {"model": "a?b"},
     '{"model": "é"}'.encode(): {"model": "é"},
     b'\xef\xbb\xbf{"model": "gpt"}': {"model": "gpt"},
     b'{"max_tokens": "12"}': {"max_tokens": "12"},
     b'{"max_tokens": -5}': {"max_tokens": "-5"},
-    b'{"max_tokens": 1e3}': {"max_tokens": "1000.000000"},
-    b'{"max_tokens": 16.5}': {"max_tokens": "16.500000"},
-    b'{"max_tokens": 9007199254740993}': {"max_tokens": "9007199254740993"},
-    b'{"max_tokens": 18446744073709551615}': {},
+    b'{"max_tokens": 1e3}': {"max_tokens": "1000"},
+    b'{"max_tokens": 16.5}': {"max_tokens": "16.5"},
+    b'{"max_tokens": 9007199254740993}': {"max_tokens": "9007199254740992"},
+    b'{"max_tokens": 18446744073709551615}': {"max_tokens": "18446744073709551616"},
     b'{"max_tokens": 1e999}': {},
     b'{"n": false}': {"n": "0"},
     b'{"generationConfig": 5}': {},
@@ -135,6 +138,16 @@ async def test_the_gate_is_asked_whatever_the_body_is(mesh: Mesh) -> None:
         call = await mesh.call(post(CHAT, body, "x-user-id: alice"))
         assert call.facts == {"provider": "openai", "user": "alice", "bytes": str(len(body)), **facts}, body[:50]
         assert [received.body for received in call.received] == [body], body[:50]
+
+
+async def test_a_body_that_could_hide_its_facts_is_refused(mesh: Mesh) -> None:
+    text = '{"model": "gpt"}'
+    bodies = [text.encode(form) for form in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")]
+    bodies += [(" " + text).encode(form) for form in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")]
+    bodies.append(b"{" + b'"\\u006d": 0, ' * 2000 + b'"model": "gpt"}')
+    for body in bodies:
+        call = await mesh.call(post(CHAT, body))
+        assert (call.answer.status, call.asked, call.received) == (400, [], []), body[:50]
 
 
 async def test_the_gate_is_asked_whatever_the_body_claims_to_be(mesh: Mesh) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from collections.abc import AsyncIterator, Coroutine, Mapping
+from io import BytesIO
 from typing import Any
 
 import anthropic
@@ -318,6 +319,15 @@ async def test_who_hangs_up_before_the_usage_pays_for_the_output_that_went_by(
                 answer.close()
             await system.settled()
             assert 450 < used(system, path)["tokensPerMinute"] < 2800, path
+
+
+@pytest.mark.parametrize("junk", [b"0,", b"[],", b'{"a":0},', b'"\\u0061",'])
+async def test_no_body_takes_so_long_to_read_that_the_call_passes_unasked(junk: bytes) -> None:
+    async with running_system(lambda upstream: limits("openai", upstream, {"requestsPerMinute": 1})) as system:
+        assert (await call(system))[0] == 200
+        body = b'{"model": "m", "x": [' + junk * (20_000_000 // len(junk)) + b"0]}"
+        async with system.client.post(system.url + CHAT, data=BytesIO(body), headers={"x-user-id": "alice"}) as answer:
+            assert answer.status == 429
 
 
 # -- a gate that is not there --------------------------------------------------------------------------------------

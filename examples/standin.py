@@ -14,9 +14,10 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import gzip
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
@@ -255,8 +256,14 @@ def main() -> None:
     """Serve until interrupted."""
     parser = argparse.ArgumentParser(description="A stand-in for OpenAI, Anthropic and Gemini on loopback.")
     parser.add_argument("--port", type=int, default=0, help="0, the default, takes a free one")
-    with contextlib.suppress(KeyboardInterrupt):
-        asyncio.run(_main(parser.parse_args().port))
+    port = parser.parse_args().port
+    try:
+        asyncio.run(_main(port))
+    except (OSError, OverflowError) as error:
+        why = os.strerror(error.errno or 0) if isinstance(error, OSError) else "no such port"
+        sys.exit(f"the stand-in cannot listen on port {port}: {why}")
+    except KeyboardInterrupt:
+        return
 
 
 if __name__ == "__main__":

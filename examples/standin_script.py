@@ -67,9 +67,17 @@ class Script:
             if name.lower().startswith(PREFIX):
                 known = name.lower().removeprefix(PREFIX).replace("-", "_")
                 if known not in READERS:
-                    raise ValueError(f"no such header: {name.lower()}; known are {', '.join(READERS)}")
+                    all_known = ", ".join(PREFIX + each.replace("_", "-") for each in READERS)
+                    raise ValueError(f"no such header: {name.lower()}; known are {all_known}")
                 changes[known] = READERS[known](value)
         return replace(self, **changes)  # type: ignore[arg-type]
+
+
+def _status(value: str) -> int:
+    status = int(value)
+    if not 200 <= status <= 599:
+        raise ValueError(f"no answer has the status {status}: give one from 200 to 599")
+    return status
 
 
 def _flag(value: str) -> bool:
@@ -86,7 +94,7 @@ READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "chunk_delay_ms": int,
     "hold": Point,
     "cut": Point,
-    "status": int,
+    "status": _status,
     "omit_usage": _flag,
     "usage_count": str,
     "answer_headers": json.loads,

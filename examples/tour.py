@@ -10,6 +10,7 @@ Exit code 0: everything promised on the screen was seen. 1: something was not, a
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import contextlib
 import json
@@ -27,7 +28,7 @@ import anthropic
 import openai
 
 from standin import Ending, Point, Script, StandIn
-from tour_stage import KEY, Broken, Place, Screen, Whose, derived_limits, gate, loopback, sluice, soon, under_way
+from tour_stage import KEY, LOG, Broken, Place, Screen, Whose, derived_limits, gate, loopback, sluice, soon, under_way
 
 GPT: Final = "gpt-5-mini"
 CLAUDE: Final = "claude-sonnet"
@@ -239,7 +240,7 @@ async def the_books(place: Place) -> None:
     place.screen.promise("each of them is closed, with its usage or an estimate", closed == reached)
 
 
-async def stay(place: Place) -> None:
+async def stay(place: Place, limits: Path) -> None:
     """Stay up until interrupted, and say what to try."""
     place.stand_in.script = Script()
     body = json.dumps({"model": GPT, "messages": [{"role": "user", "content": "Hi"}], "max_tokens": 20})
@@ -247,7 +248,9 @@ async def stay(place: Place) -> None:
     print(f"   curl -i http://{place.listen}/openai/v1/chat/completions -H 'x-user-id: frank' \\")
     print(f"        -H 'content-type: application/json' \\\n        -d '{body}'")
     print(f"   curl -s http://{place.admin}/status")
-    print(f"   {Path(sys.executable).parent / 'sluice'} status --admin {place.admin} --watch", flush=True)
+    print(f"   {Path(sys.executable).parent / 'sluice'} status --admin {place.admin} --watch\n")
+    print(f"Edit {limits} as it runs: a change is live within a second,")
+    print(f"and {limits.with_name(LOG).name} beside it says what changed, or what is wrong.", flush=True)
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
@@ -278,8 +281,8 @@ async def tour(screen: Screen) -> None:
         place = Place(listen, admin, stand_in, http, screen)
         for sight in (admitted_and_queued, refused, settled, broken_off, the_books):
             await sight(place)
-        if os.environ.get("KEEP"):
-            await stay(place)
+        if os.environ.get("KEEP", "0").lower() not in ("", "0", "no", "false"):
+            await stay(place, limits)
 
 
 async def ended_by_signals(screen: Screen) -> None:
@@ -291,6 +294,7 @@ async def ended_by_signals(screen: Screen) -> None:
 
 def main() -> int:
     """Give the tour; the exit code says whether it showed what it promised."""
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     os.environ["NO_PROXY"] = "127.0.0.1"  # the SDKs heed the variables of proxies, and everything here is on loopback
     screen = Screen()
     try:

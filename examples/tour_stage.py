@@ -25,6 +25,8 @@ from standin import StandIn
 HERE: Final = Path(__file__).parent
 ENVOY: Final = HERE.parent / ".tools/envoy/envoy/_bin/envoy"
 WIDTH: Final = 100
+LOG: Final = "gate.log"
+"""Beside the limits."""
 KEY: Final = "no-key-is-needed-here"
 START_WITHIN: Final = 60.0
 END_WITHIN: Final = 15.0
@@ -155,7 +157,7 @@ async def sluice(*arguments: str, output: int | IO[bytes] = asyncio.subprocess.P
 @contextlib.asynccontextmanager
 async def gate(limits: Path, listen: str, admin: str, http: aiohttp.ClientSession) -> AsyncIterator[None]:
     """The gate and its Envoy, from ready to gone; its log beside its limits. Raises `Broken` if not ready."""
-    log = limits.with_name("gate.log")
+    log = limits.with_name(LOG)
     with log.open("wb") as output:
         process = await sluice("run", "-f", str(limits), "--envoy", "--listen", listen, "--admin", admin, output=output)
     try:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -12,7 +13,7 @@ import anthropic
 import openai
 import pytest
 
-from standin import Ending, Point, Script, StandIn
+from standin import Ending, Point, Script, StandIn, main
 
 ASK: Any = [{"role": "user", "content": "How many tokens are in this sentence?"}]
 
@@ -256,7 +257,21 @@ async def test_a_misspelt_header_is_refused_with_the_ones_it_knows(stand_in: Sta
     message = json.loads(body)["error"]["message"]
     assert status == 400
     assert "x-standin-delay" in message
-    assert "delay_ms" in message
+    assert "x-standin-delay-ms" in message
+
+
+async def test_a_status_that_is_none_is_refused(stand_in: StandIn) -> None:
+    status, _, body = await post(f"{stand_in.url}/v1/chat/completions", {"model": "m"}, x_standin_status="600")
+    assert status == 400
+    assert b"no answer has the status 600: give one from 200 to 599" in body
+
+
+def test_a_port_that_is_taken_is_said_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        monkeypatch.setattr("sys.argv", ["standin.py", "--port", str(port)])
+        with pytest.raises(SystemExit, match=f"^the stand-in cannot listen on port {port}: Address already in use$"):
+            main()
 
 
 async def test_it_keeps_header_names_and_only_the_values_it_was_told_to_keep(stand_in: StandIn) -> None:

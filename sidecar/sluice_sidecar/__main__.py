@@ -10,6 +10,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from enum import StrEnum
 from pathlib import Path
 from typing import Final, TextIO, TypeVar
 from urllib.parse import urlencode
@@ -24,12 +25,15 @@ from sluice_sidecar.http_client import fetch
 from sluice_sidecar.settings import Failed, LogFormat, RunSettings, UsageSource
 
 T = TypeVar("T")
+E = TypeVar("E", bound=StrEnum)
 
 OK: Final = 0
 FAILED: Final = 1
 BAD_INPUT: Final = 2
 
 WATCH_SECONDS: Final = 1.0
+GATE: Final = Path("/run/sluice/gate.sock")
+"""Where the gate of an Envoy in another container serves, unless it is told otherwise."""
 
 ABOUT = """\
 Sluice gates calls to LLM providers: it admits, queues and refuses them by the limits you write down,
@@ -62,7 +66,7 @@ examples:
 
 CHECK_EXAMPLES = """\
 examples:
-  sluice check -f limits.yaml
+  sluice check limits.yaml
   sluice check -f limits/ -f more.yaml        folders and files, checked together as they would be in force together
 
 Prints every mistake on a line of its own and ends with 2; else what each document puts in force, a line an entry."""
@@ -89,7 +93,9 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns the exit code; argparse itself ends with 0 for `--help` and 2 for bad arguments."""
-    options = _parser().parse_args(arguments)
+    options, unknown = _parser().parse_known_args(arguments)
+    if unknown:
+        options.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of the command that was meant
     try:
         return int(options.command(options))
     except InvalidDocument as error:
@@ -124,6 +130,10 @@ def _run(options: argparse.Namespace) -> int:
 
     if not (options.envoy or options.socket or options.grpc):
         options.error("say how Envoy reaches the gate: --envoy (run one here), --socket PATH or --grpc ADDRESS")
+    if not options.envoy and (options.listen or options.envoy_binary):
+        options.error("--listen and --envoy-binary are about the Envoy of --envoy, and there is none")
+    if options.ca_bundle and not (options.envoy or options.xds):
+        options.error("--ca-bundle is written into Envoy's files: give --envoy or --xds as well")
     logs.set_up(options.log_format)
     run_settings = RunSettings(
         files=tuple(options.file),
@@ -131,7 +141,7 @@ def _run(options: argparse.Namespace) -> int:
         grpc=options.grpc,
         envoy=options.envoy,
         envoy_binary=options.envoy_binary or os.environ.get("SLUICE_ENVOY"),
-        listen=options.listen,
+        listen=options.listen or settings.LISTEN,
         xds=options.xds,
         admin=options.admin,
         lease=options.lease,
@@ -145,7 +155,10 @@ def _run(options: argparse.Namespace) -> int:
 
 
 def _check(options: argparse.Namespace) -> int:
-    configuration = watch.configuration(watch.read(options.file))
+    files = (options.file or []) + options.files
+    if not files:
+        options.error("name the limits documents, or folders of them: -f FILE")
+    configuration = watch.configuration(watch.read(files))
     for document in configuration.documents:
         for line in _described(document):
             _say(line)
@@ -188,11 +201,11 @@ def _envoy_config(options: argparse.Namespace) -> int:
     from sluice_sidecar.envoy_files import EnvoyFiles  # noqa: PLC0415 - see there
 
     configuration = watch.configuration(watch.read(options.file))
-    gate = options.grpc or options.socket
+    gate = options.grpc or options.socket or GATE
     files = EnvoyFiles(
         gate,
         options.envoy_admin,
-        options.listen,
+        options.listen or settings.LISTEN,
         options.xds,
         options.usage_source,
         options.usage_headers,
@@ -240,7 +253,8 @@ def _parser() -> argparse.ArgumentParser:
 
     _run_options(command("run", _run, "run the gate, and with --envoy its Envoy", RUN, RUN_EXAMPLES))
     check = command("check", _check, "check limits documents", "Checks limits documents.", CHECK_EXAMPLES)
-    _file_option(check)
+    _file_option(check, required=False)
+    check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the same as -f FILE")
     _status_options(
         command("status", _status, "what a running gate has counted", "Asks a running gate.", STATUS_EXAMPLES)
     )
@@ -278,7 +292,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
         "--lease",
-        type=_checked(settings.duration),
+        type=_checked(settings.lease),
         default=settings.LEASE,
         metavar="TIME",
         help="an admitted call that Envoy does not begin within this time is given up (default: 2s)",
@@ -299,8 +313,8 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--log-format",
-        type=LogFormat,
-        choices=tuple(LogFormat),
+        type=_one_of(LogFormat),
+        metavar=_words(LogFormat),
         default=LogFormat.TEXT,
         help="how the log is written, to standard error (default: %(default)s)",
     )
@@ -325,7 +339,7 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
 
 def _envoy_options(parser: argparse.ArgumentParser) -> None:
     _file_option(parser)
-    _gate_options(parser, "the Unix socket of the gate (default: %(default)s)", Path("/run/sluice/gate.sock"))
+    _gate_options(parser.add_mutually_exclusive_group(), f"the Unix socket of the gate (default: {GATE})")
     _listen_option(parser)
     parser.add_argument(
         "--envoy-admin",
@@ -343,20 +357,20 @@ def _envoy_options(parser: argparse.ArgumentParser) -> None:
     _provider_options(parser)
 
 
-def _file_option(parser: argparse.ArgumentParser) -> None:
+def _file_option(parser: argparse.ArgumentParser, *, required: bool = True) -> None:
     parser.add_argument(
         "-f",
         "--file",
         type=Path,
         action="append",
-        required=True,
+        required=required,
         metavar="FILE",
         help="a limits document, or a folder of them (*.yaml, *.yml, *.json); may be given more than once",
     )
 
 
-def _gate_options(parser: argparse._ActionsContainer, socket: str, default: Path | None = None) -> None:
-    parser.add_argument("--socket", type=_checked(settings.socket_path), default=default, metavar="PATH", help=socket)
+def _gate_options(parser: argparse._ActionsContainer, socket: str) -> None:
+    parser.add_argument("--socket", type=_checked(settings.socket_path), metavar="PATH", help=socket)
     parser.add_argument(
         "--grpc",
         type=_checked(settings.tcp_address),
@@ -369,9 +383,8 @@ def _listen_option(parser: argparse._ActionsContainer) -> None:
     parser.add_argument(
         "--listen",
         type=_checked(settings.tcp_address),
-        default=settings.LISTEN,
         metavar="ADDRESS",
-        help="where Envoy takes the applications' calls (default: %(default)s)",
+        help=f"where Envoy takes the applications' calls (default: {settings.LISTEN})",
     )
 
 
@@ -384,8 +397,8 @@ def _provider_options(parser: argparse._ActionsContainer) -> None:
     )
     parser.add_argument(
         "--usage-source",
-        type=UsageSource,
-        choices=tuple(UsageSource),
+        type=_one_of(UsageSource),
+        metavar=_words(UsageSource),
         default=UsageSource.METADATA,
         help="who reads the tokens used from an answer: Envoy, or the gate from the body that Envoy sends it, for an"
         " Envoy without ai_protocol_manager (default: %(default)s)",
@@ -401,6 +414,21 @@ def _provider_options(parser: argparse._ActionsContainer) -> None:
 
 def _path(text: str) -> Path:
     return Path(text).absolute()  # Envoy may run elsewhere
+
+
+def _words(kind: type[StrEnum]) -> str:
+    return "{" + ",".join(kind) + "}"
+
+
+def _one_of(kind: type[E]) -> Callable[[str], E]:
+    """A word of the enum; argparse's own `choices` would name the class in its complaint."""
+
+    def converted(text: str) -> E:
+        if text not in tuple(kind):
+            raise argparse.ArgumentTypeError(f"{text!r} is not one of {', '.join(kind)}")
+        return kind(text)
+
+    return converted
 
 
 def _checked(convert: Callable[[str], T]) -> Callable[[str], T]:

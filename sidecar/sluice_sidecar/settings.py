@@ -108,7 +108,9 @@ def tcp_address(text: str) -> TcpAddress:
 
 
 def address(text: str) -> Address:
-    """A TCP address, or a Unix socket: a path with a slash in it, with or without `unix:` before it."""
+    """A TCP address, also as `http://…`, or a Unix socket: a path with a slash in it, with or without `unix:`."""
+    if text.startswith("http://"):
+        return tcp_address(text.removeprefix("http://").removesuffix("/"))
     if text.startswith("unix:") or "/" in text:
         return socket_path(text)
     return tcp_address(text)
@@ -130,6 +132,14 @@ def duration(text: str) -> int:
     nanoseconds = parse_duration(text)
     if nanoseconds is None:
         raise ValueError(f"{text!r} is not a duration: write 500ms, 2s, 1m30s or 1h")
+    return nanoseconds
+
+
+def lease(text: str) -> int:
+    """A duration that Envoy can keep; raises `ValueError` for none at all."""
+    nanoseconds = duration(text)
+    if nanoseconds == 0:
+        raise ValueError(f"{text!r} would give up every call as it is admitted: write a second or more")
     return nanoseconds
 
 

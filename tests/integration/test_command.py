@@ -307,6 +307,16 @@ async def test_what_ends_it_is_in_a_json_log_too(tmp_path: Path) -> None:
         (["run", "-f", "x", "--socket", "/" + "x" * 107], "a Unix socket's path has at most 107"),
         (["run", "-f", "x", "--envoy", "--lease", "2"], "'2' is not a duration: write 500ms, 2s"),
         (["run", "-f", "x", "--envoy", "--listen", "10000"], "'10000' is not an address"),
+        (["run", "-f", "x", "--envoy", "--lease", "0s"], "'0s' would give up every call"),
+        (["run", "-f", "x", "--envoy", "--log-format", "xml"], "--log-format: 'xml' is not one of text, json\n"),
+        (
+            ["run", "-f", "x", "--grpc", "127.0.0.1:0", "--listen", "127.0.0.1:0"],
+            "--listen and --envoy-binary are about",
+        ),
+        (["run", "-f", "x", "--grpc", "127.0.0.1:0", "--ca-bundle", "x"], "--ca-bundle is written into Envoy's files"),
+        (["envoy-config", "-f", "x", "--grpc", "127.0.0.1:1", "--socket", "/x"], "not allowed with argument"),
+        (["check"], "name the limits documents"),
+        (["status", "--wach"], "usage: sluice status "),
         (["walk"], "invalid choice: 'walk'"),
     ],
 )
@@ -330,6 +340,12 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
         "  User (header x-user-id): requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, "
         "mode Enforce\n"
     )
+
+
+async def test_check_takes_a_file_without_its_flag_too(file: Path) -> None:
+    ended = await sluice("check", file)
+
+    assert (ended.code, ended.out.splitlines()[0].partition(": ")[0]) == (0, str(file))
 
 
 async def test_check_tells_every_mistake_of_every_file(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from sluice_sidecar.settings import (
     count,
     duration,
     header_names,
+    lease,
     socket_path,
     tcp_address,
 )
@@ -39,6 +40,10 @@ def test_an_address_prints_as_it_is_written() -> None:
 def test_only_loopback_is_reached_from_nowhere_else() -> None:
     texts = ("127.0.0.1:1", "127.8.8.8:1", "[::1]:1", "0.0.0.0:1", "10.0.0.1:1")
     assert [tcp_address(text).is_loopback for text in texts] == [True, True, True, False, False]
+
+
+def test_an_address_may_be_written_as_a_url() -> None:
+    assert address("http://127.0.0.1:10001/") == TcpAddress("127.0.0.1", 10001)
 
 
 @pytest.mark.parametrize("text", ["/run/gate.sock", "unix:/run/gate.sock"])
@@ -75,6 +80,7 @@ def test_header_names_are_in_lower_case() -> None:
         (address, "here", "is not an address"),
         (duration, "2", "is not a duration: write 500ms, 2s"),
         (duration, "two seconds", "is not a duration"),
+        (lease, "0s", "would give up every call"),
         (header_names, "x-good,x bad", "'x bad' is not the name of a header"),
         (count, "0", "is not a number from 1 to 1000000000"),
         (count, "1000000001", "is not a number"),

@@ -41,6 +41,7 @@ from sluice_sidecar.envoy_files import EnvoyFiles
 from sluice_sidecar.envoy_process import EnvoyProcess, find
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
+from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
 from sluice_sidecar.status import Health
@@ -192,8 +193,8 @@ class Sidecar:
         while True:
             try:
                 await self._change(await files.change())
-            except Exception:
-                logger.exception("a change of the limits could not be put in force")
+            except Exception as error:  # noqa: BLE001  the next change may go better
+                logger.error("a change of the limits could not be put in force: %s", whereabouts(error))  # noqa: TRY400
 
     async def _change(self, reading: Reading) -> None:
         try:

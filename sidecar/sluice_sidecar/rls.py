@@ -54,7 +54,6 @@ class CallFacts(NamedTuple):
     """What the gate remembers of an admitted call until it ends."""
 
     api: Api
-    model: str
     estimate: Estimate
 
 
@@ -135,8 +134,7 @@ class RateLimitService:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
         smallest = min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None)
         expected = estimate(facts, policy.provider.estimation.default_output_tokens, smallest)
-        detail = CallFacts(policy.provider.api, model, expected)
-        return Call(applied, Demand(1, 1, expected.total), patience, detail)
+        return Call(applied, Demand(1, 1, expected.total), patience, CallFacts(policy.provider.api, expected))
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:

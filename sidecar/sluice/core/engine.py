@@ -249,12 +249,12 @@ class Engine:
             for bucket in self._buckets.values():
                 self._refresh(bucket)
                 pictures.append(picture(bucket, now))
-            return Snapshot(tuple(pictures), replace(self._totals), len(self._waiters), self._in_flight, now)
+            return Snapshot(tuple(pictures), replace(self._totals), len(self._waiters), self._in_flight)
 
     def totals(self) -> Snapshot:
         """The totals alone."""
         with self._lock:
-            return Snapshot((), replace(self._totals), len(self._waiters), self._in_flight, self._now)
+            return Snapshot((), replace(self._totals), len(self._waiters), self._in_flight)
 
     # -- within --------------------------------------------------------------------------------------------------
 

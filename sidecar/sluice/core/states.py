@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from sluice.core.buckets import Bucket
 from sluice.core.decisions import Reason
@@ -84,7 +84,6 @@ class Snapshot:
     totals: Totals
     queued: int
     in_flight: int
-    at: int = field(default=0)
 
 
 def picture(bucket: Bucket, now: int) -> BucketState:

@@ -16,6 +16,7 @@ from sluice.config.schema import (
     Integer,
     Mistake,
     Object,
+    Rule,
     Sequence,
     Text,
     Word,
@@ -42,10 +43,12 @@ CALL_HEADERS: Final = ("connection", "content-length", "content-type", "host", "
 """Headers that the call itself needs: a subject's header is removed before the provider sees the call."""
 
 _LABEL: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
+_NAME_PART: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
 _PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
 _PRINTING: Final = "[^\\x00-\\x1f\\x7f-\\x9f]+"
 
-NAME: Final = Text(rf"{_LABEL}(\.{_LABEL})*", "a name of lower-case letters, digits, `-` and `.`", 253)
+NAME: Final = Text(rf"{_NAME_PART}(\.{_NAME_PART})*", "a name of lower-case letters, digits, `-` and `.`", 253)
+"""What Kubernetes takes for the name of an object: it bounds the whole, not the parts."""
 PROVIDER: Final = Text(_LABEL, "a name of lower-case letters, digits and `-`", 63)
 UPSTREAM: Final = Text(
     rf"https?://{_LABEL}(\.{_LABEL})*(:{_PORT})?",
@@ -93,6 +96,18 @@ SUBJECT: Final = Object(
             + ", ".join(CALL_HEADERS)
             + ") names no subject.",
             _header_is_fit,
+            (
+                Rule(
+                    f"!has(self.header) || !(self.header.lowerAscii() in {list(SECRET_HEADERS)})",
+                    "{self.header} carries a secret, and subjects are shown: use {apiKey: true}, a hash of it",
+                    "header",
+                ),
+                Rule(
+                    f"!has(self.header) || !(self.header.lowerAscii() in {list(CALL_HEADERS)})",
+                    "{self.header} belongs to the call itself, and a subject's header is removed: use another",
+                    "header",
+                ),
+            ),
         ),
     ),
     exactly_one=True,
@@ -130,6 +145,24 @@ def _waits_for_room(entry: dict[str, Tree]) -> Iterator[Mistake]:
         yield Mistake("maxWait", f"nothing to wait for: {closed[0]} 0 never lets a call through; leave maxWait out")
 
 
+def _order(shorter: Cap, longer: Cap, between: str = "false") -> Rule:
+    """The rule that a cap is not above another one, unless something is said of a cap between them."""
+    return Rule(
+        f"!has(self.{shorter}) || !has(self.{longer}) || {between} || self.{shorter} <= self.{longer}",
+        f"can never be reached: {longer} is below it; lower it, or leave it out",
+        shorter,
+    )
+
+
+def _orders() -> Iterator[Rule]:
+    for caps in (REQUEST_CAPS, TOKEN_CAPS):
+        minute, hour, day = caps.values()
+        yield from (_order(minute, hour), _order(hour, day), _order(minute, day, f"has(self.{hour})"))
+
+
+_CLOSED: Final = " || ".join(f"has(self.{cap}) && self.{cap} == 0" for cap in Cap)
+
+
 def _count(entry: dict[str, Tree], cap: Cap) -> int | None:
     count = entry.get(cap)
     return count if isinstance(count, int) and is_sound(COUNT, count) else None
@@ -165,9 +198,30 @@ ENTRY: Final = Object(
         ),
     },
     constraints=(
-        Constraint("An entry has at least one cap.", _has_a_cap),
-        Constraint("The cap of a shorter period is not above the cap of a longer one.", _periods_in_order),
-        Constraint("An entry with a cap of 0 has no maxWait: there is nothing to wait for.", _waits_for_room),
+        Constraint(
+            "An entry has at least one cap.",
+            _has_a_cap,
+            (
+                Rule(
+                    " || ".join(f"has(self.{cap})" for cap in Cap),
+                    "limits nothing: set at least one of " + ", ".join(Cap),
+                ),
+            ),
+        ),
+        Constraint(
+            "The cap of a shorter period is not above the cap of a longer one.", _periods_in_order, tuple(_orders())
+        ),
+        Constraint(
+            "An entry with a cap of 0 has no maxWait: there is nothing to wait for.",
+            _waits_for_room,
+            (
+                Rule(
+                    f"!has(self.maxWait) || self.maxWait.matches('^[0hms]+$') || !({_CLOSED})",
+                    "nothing to wait for: a cap of 0 never lets a call through; leave maxWait out",
+                    "maxWait",
+                ),
+            ),
+        ),
     ),
 )
 
@@ -261,6 +315,35 @@ ESTIMATION: Final = Object(
     }
 )
 
+_SAME_SOURCE: Final = " || ".join(
+    [
+        "has(a.subject.header) && has(b.subject.header) && a.subject.header.lowerAscii() == b.subject.header.lowerAscii()",
+        "has(a.subject.constant) && has(b.subject.constant) && a.subject.constant == b.subject.constant",
+        "has(a.subject.env) && has(b.subject.env) && a.subject.env == b.subject.env",
+        "has(a.subject.apiKey) && has(b.subject.apiKey)",
+    ]
+)
+
+
+def _keyed(name: str) -> str:
+    """The words of each entry as the keys of a map: looking one up costs the same however many there are."""
+    words = f"e.match.{name}.transformMapEntry(_, word, {{word: true}})"
+    return f"self.limits.map(e, has(e.match) && has(e.match.{name}) ? {words} : {{'*': true}})"
+
+
+def _share(name: str, keyed: str) -> str:
+    shared = f"a.match.{name}.exists(word, word in {keyed}[j])"
+    return f"(has(a.match) && has(a.match.{name}) ? {shared} : '*' in {keyed}[j])"
+
+
+# Each entry is compared with those before it, as `claims_of` has it. The words of one are looked up in a map of the
+# other's: comparing word with word would pass the API server's cost limit (10**6 for a rule) several times over.
+_DISTINCT: Final = (
+    f"!has(self.limits) || [{_keyed('subjects')}].all(subjects, [{_keyed('models')}].all(models, "
+    "self.limits.all(i, a, self.limits.all(j, b, j >= i || a.scope != b.scope || "
+    f"!{_share('subjects', 'subjects')} || !{_share('models', 'models')}))))"
+)
+
 SPEC: Final = Object(
     {
         "provider": Field(
@@ -270,6 +353,7 @@ SPEC: Final = Object(
             + " are built in; any other name needs `api` and `upstream`.",
             required=True,
             example="openai",
+            immutable=True,
         ),
         "api": Field(Word(tuple(Api)), "The API it speaks. Default: the built-in provider's own."),
         "upstream": Field(
@@ -290,11 +374,54 @@ SPEC: Final = Object(
         ),
     },
     constraints=(
-        Constraint("A provider that is not built in has `api` and `upstream`.", _is_complete),
-        Constraint("Some entry of each scope says where the subject is read.", _scopes_have_a_source),
-        Constraint("The entries of a scope name one source of the subject.", _scopes_have_one_source),
         Constraint(
-            "No two entries of a scope share both a subject and a model of their `match`.", _entries_are_distinct
+            "A provider that is not built in has `api` and `upstream`.",
+            _is_complete,
+            tuple(
+                Rule(
+                    f"self.provider in {list(PROFILES)} || has(self.{name})",
+                    f"{{self.provider}} is not a built-in provider ({', '.join(PROFILES)})",
+                    name,
+                    missing=True,
+                )
+                for name in ("api", "upstream")
+            ),
+        ),
+        Constraint(
+            "Some entry of each scope says where the subject is read.",
+            _scopes_have_a_source,
+            tuple(
+                Rule(
+                    f"!has(self.limits) || !self.limits.exists(e, e.scope == '{scope}') "
+                    f"|| self.limits.exists(e, e.scope == '{scope}' && has(e.subject))",
+                    f"no entry says where the {scope} is read: give one of them a subject",
+                    "limits",
+                )
+                for scope in Scope
+            ),
+        ),
+        Constraint(
+            "The entries of a scope name one source of the subject.",
+            _scopes_have_one_source,
+            (
+                Rule(
+                    "!has(self.limits) || self.limits.all(a, !has(a.subject) || self.limits.all(b, "
+                    f"!has(b.subject) || a.scope != b.scope || {_SAME_SOURCE}))",
+                    "the subjects of a scope differ: a scope has one source; give it once, or alike",
+                    "limits",
+                ),
+            ),
+        ),
+        Constraint(
+            "No two entries of a scope share both a subject and a model of their `match`.",
+            _entries_are_distinct,
+            (
+                Rule(
+                    _DISTINCT,
+                    "two entries of a scope are for the same calls: make them one, or give each its own match",
+                    "limits",
+                ),
+            ),
         ),
     ),
 )

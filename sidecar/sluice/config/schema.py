@@ -172,15 +172,32 @@ class Field:
     default: Tree = None
     """What an absent field stands for; None where there is nothing to stand in."""
     example: str = ""
+    immutable: bool = False
+    """Kubernetes lets nobody change it in an object that is there; a reader of one text has nothing to compare."""
+
+
+class Rule(NamedTuple):
+    """A rule that the API server checks, in the Common Expression Language (CEL); `self` is the object."""
+
+    holds: str
+    """True for every sound object, and also for one whose only fault is of another kind."""
+    message: str
+    """What is said where it does not hold; `{self.name}` stands for the value of that field."""
+    field: str = ""
+    """The field that is to blame, below the object: CEL can name none inside a list."""
+    missing: bool = False
+    """The field is missing, rather than wrong."""
 
 
 class Constraint(NamedTuple):
-    """What crosses the fields of an object."""
+    """What crosses the fields of an object, said twice: for the parser and for the API server."""
 
     says: str
     """The constraint in one sentence, for the reference."""
     broken: Callable[[dict[str, Tree]], Iterable[Mistake]]
     """Where an object breaks it. The object may hold any other mistake too: this speaks of sound values only."""
+    rules: tuple[Rule, ...]
+    """The same for the API server, which skips these where a field is missing, unknown, too long or of a wrong type."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,7 +98,10 @@ coverage: $(READY) ## The quick tests, with the lines and branches they miss
 
 ##### Maintain
 
-.PHONY: lock clean
+.PHONY: generate lock clean
+generate: $(READY) ## Write the CRD and the table in docs/limits.md from the declaration
+	PYTHONPATH=tests $(BIN)/python -m helpers.generated
+
 lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package NAME"; default: only what pyproject.toml changed)
 	$(COMPILE) $(UPGRADE) pyproject.toml --group dev --output-file requirements.lock
 	$(COMPILE) $(UPGRADE) --group envoy --output-file requirements-envoy.lock

@@ -114,7 +114,7 @@ def _root() -> Schema:
 
 
 def _property(field: Field) -> Schema:
-    schema = {"description": field.about.replace("`", "")} | _schema(field.type)
+    schema: Schema = {"description": _description(field)} | _schema(field.type)
     default = _plain(with_defaults(field.type, field.default))
     if default not in (None, {}, []):
         schema["default"] = default
@@ -122,6 +122,12 @@ def _property(field: Field) -> Schema:
         fixed = {"rule": "self == oldSelf", "message": "cannot be changed: make another object"}
         schema["x-kubernetes-validations"] = [fixed, *schema.get("x-kubernetes-validations", [])]
     return schema
+
+
+def _description(field: Field) -> str:
+    """What `kubectl explain` says: also what a pattern means, since it shows the pattern and nothing else."""
+    allowed = f" Allowed: {field.type.allowed}." if isinstance(field.type, Text | Duration) else ""
+    return field.about.replace("`", "") + allowed
 
 
 def _plain(tree: Tree) -> Tree:
@@ -136,7 +142,7 @@ def _schema(declared: Type) -> Schema:
         case Anything():
             return {"x-kubernetes-preserve-unknown-fields": True}
         case Text():
-            return {"type": "string", "maxLength": declared.longest, "pattern": f"^({declared.pattern})$"}
+            return _text(declared.pattern, declared.longest, declared.allowed)
         case Word():
             return {"type": "string", "enum": list(map(str, declared.words))}
         case AlwaysTrue():
@@ -151,15 +157,21 @@ def _schema(declared: Type) -> Schema:
             return _object(declared)
 
 
-def _duration(declared: Duration) -> Schema:
-    pattern, most = f"^({PATTERN})$", format_duration(declared.most)
-    short = f"!self.matches('{pattern}') || duration(self) <= duration('{most}')"
+def _text(pattern: str, longest: int, allowed: str, further: str = "") -> Schema:
+    """The pattern is there twice: for programs, and as a rule that says in words what is allowed."""
+    whole = f"^({pattern})$"
+    rule = f"self.matches({_quoted(whole)}){further}"
     return {
         "type": "string",
-        "maxLength": _LONGEST_DURATION,
-        "pattern": pattern,
-        "x-kubernetes-validations": [{"rule": short, "message": f"must be {declared.allowed}"}],
+        "maxLength": longest,
+        "pattern": whole,
+        "x-kubernetes-validations": [{"rule": rule, "message": f"must be {allowed}"}],
     }
+
+
+def _duration(declared: Duration) -> Schema:
+    short_enough = f" && duration(self) <= duration('{format_duration(declared.most)}')"
+    return _text(PATTERN, _LONGEST_DURATION, declared.allowed, short_enough)
 
 
 def _list(declared: Sequence) -> Schema:

@@ -315,34 +315,36 @@ ESTIMATION: Final = Object(
     }
 )
 
-_SAME_SOURCE: Final = " || ".join(
-    f"has(a.subject.{kind}) && has(b.subject.{kind}) && a.subject.{kind}{reading} == b.subject.{kind}{reading}"
-    for kind, reading in {kind: ".lowerAscii()" if kind is SubjectKind.HEADER else "" for kind in SubjectKind}.items()
+_SUBJECT_VALUES: Final = {kind: str(kind) for kind in SubjectKind} | {SubjectKind.HEADER: "header.lowerAscii()"}
+# Of two entries with subjects: whatever the one has, the other has too.
+_SAME_SOURCE: Final = " && ".join(
+    f"(!has(a.subject.{kind}) || has(b.subject.{kind}) && a.subject.{value} == b.subject.{value})"
+    for kind, value in _SUBJECT_VALUES.items()
 )
+
+_STRIPES: Final = 4
+"""Rules that share the comparison of each entry with each: the API server bounds the cost of a rule to a tenth of what
+an object's rules may cost together, and the largest document takes more than three such tenths."""
+
+
+def _distinct(stripe: int) -> str:
+    """Every n-th entry is compared with those before it, as `claims_of` has it."""
+    return (
+        f"!has(self.limits) || [{_keyed('subjects')}].all(subjects, [{_keyed('models')}].all(models, "
+        f"self.limits.all(i, a, i % {_STRIPES} != {stripe} || self.limits.all(j, b, j >= i || a.scope != b.scope || "
+        f"!{_share('subjects')} || !{_share('models')}))))"
+    )
 
 
 def _keyed(name: str) -> str:
-    """The words of each entry as the keys of a map: looking one up costs the same however many there are."""
+    """For each entry a map with its words as keys: to look one up costs the same however many there are."""
     words = f"e.match.{name}.transformMapEntry(_, word, {{word: true}})"
     return f"self.limits.map(e, has(e.match) && has(e.match.{name}) ? {words} : {{'*': true}})"
 
 
-def _share(name: str, keyed: str) -> str:
-    shared = f"a.match.{name}.exists(word, word in {keyed}[j])"
-    return f"(has(a.match) && has(a.match.{name}) ? {shared} : '*' in {keyed}[j])"
-
-
-_STRIPES: Final = 4
-"""Rules that share the comparison of all entries: the API server lets no rule cost more than a tenth of an object."""
-
-
-def _distinct(stripe: int) -> str:
-    """Every n-th entry compared with those before it, as `claims_of` has it."""
-    return (
-        f"!has(self.limits) || [{_keyed('subjects')}].all(subjects, [{_keyed('models')}].all(models, "
-        f"self.limits.all(i, a, i % {_STRIPES} != {stripe} || self.limits.all(j, b, j >= i || a.scope != b.scope || "
-        f"!{_share('subjects', 'subjects')} || !{_share('models', 'models')}))))"
-    )
+def _share(name: str) -> str:
+    shared = f"a.match.{name}.exists(word, word in {name}[j])"
+    return f"(has(a.match) && has(a.match.{name}) ? {shared} : '*' in {name}[j])"
 
 
 SPEC: Final = Object(

@@ -8,8 +8,8 @@ from typing import Final, NamedTuple
 from sluice.config.declaration import DOCUMENT
 from sluice.config.schema import Anything, Constraint, Field, Object, Sequence, Text, Type, join
 
-BEGIN: Final = "<!-- The next lines are written by sluice.config.reference; a test compares them. -->"
-END: Final = "<!-- End of what is written by sluice.config.reference. -->"
+BEGIN: Final = "<!-- The next lines are written by `make generate`; a test compares them. -->"
+END: Final = "<!-- End of what is written by `make generate`. -->"
 
 
 class _Row(NamedTuple):

@@ -52,7 +52,7 @@ _SUBJECT: Final = _text(
     "Whose bucket it is. What a caller's header says is shown as sha256-… unless the object names it itself.",
     MAX_SUBJECT,
 )
-_MODELS: Final = _list("`match.models` of its entry; absent for every model.", _text("A pattern.", 256), 64)
+_MODELS: Final = _list("The models of its entry; absent for every model.", _text("A pattern.", 256), 64)
 _CAP: Final = _word("The cap that it is nearest to.", *Cap)
 
 _CONDITION: Final = _object(

@@ -8,17 +8,16 @@ from pathlib import Path
 
 import pytest
 
+from helpers.generated import LIMITS_MD, generated
 from sluice.config.declaration import DOCUMENT
 from sluice.config.document import parse
 from sluice.config.merge import merge
-from sluice.config.reference import reference
 from sluice.config.schema import Field, Object, Sequence, Text, Type, is_sound
 from sluice.config.yamltext import read
 from sluice.core.keys import Scope
 from sluice.core.limits import Cap
 
 ROOT = Path(__file__).parents[3]
-LIMITS_MD = ROOT / "docs" / "limits.md"
 EXAMPLE = ROOT / "examples" / "limits.yaml"
 
 
@@ -34,8 +33,9 @@ def fields(declared: Type, path: str = "") -> Iterator[tuple[str, Field]]:
 FIELDS = dict(fields(DOCUMENT))
 
 
-def test_the_reference_in_the_documentation_is_the_one_of_the_declaration() -> None:
-    assert reference() in LIMITS_MD.read_text(), "paste what sluice.config.reference.reference() returns into it"
+@pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
+def test_a_file_that_is_written_from_the_declaration_is_up_to_date(path: Path) -> None:
+    assert path.read_text() == generated()[path], "run `make generate`"
 
 
 def test_every_document_in_the_documentation_is_valid() -> None:

@@ -15,14 +15,16 @@ from prometheus_client.exposition import choose_encoder
 from sluice.core.keys import Scope
 from sluice_sidecar import status
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, TcpAddress
 
 SELECTORS: Final = ("provider", "scope", "subject")
+LIMIT: Final = "limit"
 INDEX: Final = """\
 Sluice. Here are:
   /healthz   200 as long as the program runs
   /readyz    200 once calls are served; else what it waits for
-  /status    what is counted, as JSON; ?provider=, ?scope=, ?subject= select buckets
+  /status    what is counted, as JSON; ?provider=, ?scope=, ?subject= select buckets, ?limit= so many
   /metrics   for Prometheus
 """
 AT_ONCE: Final = 100
@@ -32,9 +34,10 @@ AT_ONCE: Final = 100
 class Admin:
     """Serves what the gate says of itself. It only reads."""
 
-    def __init__(self, health: status.Health, gate: Gate, registry: CollectorRegistry) -> None:
+    def __init__(self, health: status.Health, gate: Gate, registry: CollectorRegistry, recent: RecentCounts) -> None:
         self._health = health
         self._gate = gate
+        self._recent = recent
         self._registry = registry
         app = web.Application()
         app.router.add_get("/", self._index)
@@ -84,9 +87,10 @@ class Admin:
         wrong = _complaint(request)
         if wrong is not None:
             return web.json_response({"error": wrong}, status=400)
-        fullest = status.Fullest(status.Selection(**{name: request.query.get(name) for name in SELECTORS}))
+        selection = status.Selection(**{name: request.query.get(name) for name in SELECTORS})
+        fullest = status.Fullest(selection, int(request.query.get(LIMIT, status.MOST_BUCKETS)))
         await self._gather(fullest)
-        answer = status.document(self._health, self._gate.engine.totals(), fullest)
+        answer = status.document(self._health, self._gate.engine.totals(), fullest, self._recent.by_provider())
         return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
 
     async def _gather(self, fullest: status.Fullest) -> None:
@@ -105,10 +109,13 @@ class Admin:
 
 def _complaint(request: web.Request) -> str | None:
     """What is wrong with a query; None if nothing is."""
-    unknown = [name for name in request.query if name not in SELECTORS]
+    unknown = [name for name in request.query if name not in (*SELECTORS, LIMIT)]
     if unknown:
-        return f"unknown parameter {unknown[0]!r}: {', '.join(SELECTORS)} select buckets"
+        return f"unknown parameter {unknown[0]!r}: {', '.join(SELECTORS)} select buckets, {LIMIT} says how many"
     scope = request.query.get("scope")
     if scope is not None and scope not in tuple(Scope):
         return f"unknown scope {scope!r}: it is one of {', '.join(Scope)}"
+    limit = request.query.get(LIMIT, "1")
+    if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= status.MOST_BUCKETS):
+        return f"{LIMIT} is not a number from 1 to {status.MOST_BUCKETS}"
     return None

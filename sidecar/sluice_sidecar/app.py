@@ -33,6 +33,7 @@ from sluice.config.merge import Configuration, diff
 from sluice.config.types import SubjectKind
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.limits import SECOND
+from sluice.core.telemetry import Fanout
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.headers import USAGE_HEADERS
 from sluice_sidecar import clock, watch
@@ -43,6 +44,7 @@ from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.metrics import EventCounts, GateCollector
+from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
 from sluice_sidecar.status import Health
 from sluice_sidecar.watch import Reading, Watch
@@ -63,9 +65,9 @@ class Sidecar:
         self._settings = settings
         self._environ = environ
         self._health = Health()
-        self._counts = EventCounts()
+        self._counts, self._recent = EventCounts(), RecentCounts(clock.now)
         bounds = EngineSettings(lease=settings.lease, max_keys=settings.max_keys, name=f"{secrets.token_hex(4)}-")
-        self._engine = Engine(settings=bounds, telemetry=self._counts)
+        self._engine = Engine(settings=bounds, telemetry=Fanout(self._counts, self._recent))
         self._gate = Gate(self._engine, clock.now)
         self._configuration = watch.configuration(Reading((), ()))
         self._files: EnvoyFiles | None = None
@@ -93,7 +95,7 @@ class Sidecar:
         """Start everything, follow the limits, and end everything when cancelled."""
         settings = self._settings
         reading = await asyncio.to_thread(watch.read, settings.files)
-        self._put_in_force(await asyncio.to_thread(watch.configuration, reading))
+        self._put_in_force(await asyncio.to_thread(watch.configuration, reading), reading)
         async with AsyncExitStack() as stack:
             folder = stack.enter_context(_private_folder()) if settings.envoy else None
             if settings.envoy:
@@ -154,7 +156,8 @@ class Sidecar:
         stack.push_async_callback(self._gate.close)
         total, *others = USAGE_HEADERS.provider_total
         names = (*self._settings.usage_headers, *total)
-        server = GrpcServer(self._gate, replace(USAGE_HEADERS, provider_total=(names, *others)))
+        headers = replace(USAGE_HEADERS, provider_total=(names, *others))
+        server = GrpcServer(self._gate, headers, (self._counts.throttled, self._recent.throttled))
         try:
             port = await server.start(
                 socket=None if gate_socket is None else str(gate_socket),
@@ -172,7 +175,7 @@ class Sidecar:
         PlatformCollector(registry=registry)
         if isinstance(self._settings.admin, Path):
             _claim(self._settings.admin)
-        admin = Admin(self._health, self._gate, registry)
+        admin = Admin(self._health, self._gate, registry, self._recent)
         address = await admin.start(self._settings.admin)
         stack.push_async_callback(admin.stop)
         return address
@@ -203,7 +206,7 @@ class Sidecar:
             self._report("the limits files have mistakes; what was in force stays", error.problems)
             return
         before, had_mistakes = self._configuration, bool(self._health.problems)
-        self._put_in_force(configuration)
+        self._put_in_force(configuration, reading)
         changes = diff(before, configuration)
         if changes:
             news = "the limits files have changed"
@@ -222,10 +225,10 @@ class Sidecar:
             problem = Problem(str(self._files.folder), "", "", f"cannot be written: {error}")
             self._report("the limits are in force, but Envoy keeps its last routes and providers", [problem])
 
-    def _put_in_force(self, configuration: Configuration) -> None:
+    def _put_in_force(self, configuration: Configuration, reading: Reading) -> None:
         self._gate.apply(configuration, self._environ)
         self._configuration = configuration
-        self._health.loaded(clock.wall())
+        self._health.loaded(clock.wall(), reading.digests)
         for line in _warnings(configuration, self._environ):
             logger.warning("%s", line)
 

@@ -19,14 +19,15 @@ Theory of operation
 
 from __future__ import annotations
 
-from typing import Any, Final
+from collections.abc import Callable, Sequence
+from typing import Any, Final, TypeAlias
 
 from sluice.core.permits import Permit
 from sluice.usage.estimate import BYTES_PER_TOKEN
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.profiles import Api
 from sluice.usage.readers import UsageReader, reader_for
-from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Settlement, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
 from sluice.usage.tokens import Usage, UsageFields
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
@@ -44,12 +45,19 @@ EVENT_BYTES: Final = {Api.OPENAI: 128, Api.ANTHROPIC: 32, Api.GEMINI: 16}
 event of OpenAI's has some 300 and holds one token, Anthropic's 140 and a few, Gemini's 400 and dozens."""
 
 
+OnThrottled: TypeAlias = Callable[[str, int], None]
+"""Told of an admitted call that its provider refused: the provider, and 429 or 529. It must not raise."""
+
+
 class WatchedCalls:
     """The calls whose streams are open, by lease. Belongs to one event loop."""
 
-    def __init__(self, gate: Gate, headers: UsageFields = USAGE_HEADERS) -> None:
+    def __init__(
+        self, gate: Gate, headers: UsageFields = USAGE_HEADERS, on_throttled: Sequence[OnThrottled] = ()
+    ) -> None:
         self.gate = gate
         self.headers = headers
+        self.on_throttled = on_throttled
         self.streams: dict[str, CallStream] = {}
 
     def open(self) -> CallStream:
@@ -128,6 +136,9 @@ class CallStream:
         finally:
             permit.release(now)
             self._calls.gate.rearm()
+        if self._status is not None and self._status in THROTTLED_STATUSES:
+            for tell in self._calls.on_throttled:
+                tell(permit.call.applied[0].key.provider, self._status)
 
     def _settlement(self, facts: CallFacts) -> Settlement:
         # Where the body is watched, its end is seen. Where it is not, a stream that just closes belongs to a whole

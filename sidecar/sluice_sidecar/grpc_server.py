@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from typing import Any, Final
 
 import grpc
@@ -13,7 +14,7 @@ from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import USAGE_HEADERS
 from sluice.usage.tokens import UsageFields
-from sluice_sidecar.extproc import WatchedCalls
+from sluice_sidecar.extproc import OnThrottled, WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.protos import (
@@ -43,8 +44,10 @@ OPTIONS: Final = (
 class GrpcServer:
     """Serves a gate on a Unix socket, a TCP address, or both."""
 
-    def __init__(self, gate: Gate, headers: UsageFields = USAGE_HEADERS) -> None:
-        self.calls = WatchedCalls(gate, headers)
+    def __init__(
+        self, gate: Gate, headers: UsageFields = USAGE_HEADERS, on_throttled: Sequence[OnThrottled] = ()
+    ) -> None:
+        self.calls = WatchedCalls(gate, headers, on_throttled)
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()

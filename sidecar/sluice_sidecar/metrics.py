@@ -62,6 +62,7 @@ class EventCounts:
         self.admitted: defaultdict[str, int] = defaultdict(int)
         self.expiries: defaultdict[str, int] = defaultdict(int)
         self.committed_tokens: defaultdict[str, int] = defaultdict(int)
+        self.throttled_calls: defaultdict[str, int] = defaultdict(int)
         self.refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.shadow_refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.waits: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(WAITS))
@@ -84,6 +85,10 @@ class EventCounts:
 
     def would_reject(self, call: Call, refusal: Refusal) -> None:
         self.shadow_refusals[_labels(refusal)] += 1
+
+    def throttled(self, provider: str, status: int) -> None:
+        """The provider has refused a call that was admitted here."""
+        self.throttled_calls[provider] += 1
 
     def released(self, permit: Permit) -> None:
         """Nothing to count: in flight is known to the engine."""
@@ -125,6 +130,8 @@ class GateCollector(Collector):
         yield GaugeMetricFamily("sluice_calls_estimated", "Calls whose estimate stands.", value=totals.estimated)
         expired = "Permits that nobody spoke for before their lease ended."
         yield _counter("sluice_permits_expired", expired, counts.expiries)
+        throttled = "Admitted calls that the provider itself refused with 429 or 529."
+        yield _counter("sluice_provider_throttled", throttled, counts.throttled_calls)
         yield _histogram("sluice_queue_wait_seconds", "How long admitted calls queued.", counts.waits)
 
     def _tokens(self) -> Iterator[Metric]:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Final
 
 from sluice import __version__
+from sluice.core.buckets import RECENT
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.limits import SECOND, Cap
 from sluice.core.states import BucketState, LastRefusal, Snapshot
 from sluice.errors import Problem
 from sluice_sidecar.logs import utc
+from sluice_sidecar.recent import Tally
 
 MOST_BUCKETS: Final = 1000
 """Buckets in one answer; the fullest are shown."""
@@ -32,6 +34,8 @@ class Health:
     """How many configurations have been in force, the one now included."""
     loaded_at: float = 0.0
     """When that one was put in force: seconds since 1970."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """The files it was read from, by the paths they were given by, each with the SHA-256 of its bytes."""
     problems: tuple[Problem, ...] = ()
     """What is wrong with the files as they are now; what is in force is the last good configuration."""
     rejected: int = 0
@@ -41,10 +45,11 @@ class Health:
     def is_ready(self) -> bool:
         return not self.waiting_for
 
-    def loaded(self, at: float) -> None:
+    def loaded(self, at: float, files: Mapping[str, str]) -> None:
         """A configuration has been put in force."""
         self.generation += 1
         self.loaded_at = at
+        self.files = files
         self.problems = ()
 
     def turned_down(self, problems: Iterable[Problem]) -> None:
@@ -70,10 +75,11 @@ class Selection:
 
 
 class Fullest:
-    """Of all the buckets that are wanted, the fullest `MOST_BUCKETS`."""
+    """Of all the buckets that are wanted, the fullest, up to `most`."""
 
-    def __init__(self, selection: Selection | None = None) -> None:
+    def __init__(self, selection: Selection | None = None, most: int = MOST_BUCKETS) -> None:
         self._selection = selection or Selection()
+        self._most = most
         self._heap: list[tuple[float, int, BucketState]] = []
         self._seen = 0
 
@@ -84,7 +90,7 @@ class Fullest:
         """Take a bucket that is wanted."""
         self._seen += 1
         entry = (fullness(bucket), -self._seen, bucket)
-        if len(self._heap) < MOST_BUCKETS:
+        if len(self._heap) < self._most:
             heapq.heappush(self._heap, entry)
         else:
             heapq.heappushpop(self._heap, entry)
@@ -99,8 +105,8 @@ class Fullest:
         return self._seen - len(self._heap)
 
 
-def document(health: Health, snapshot: Snapshot, fullest: Fullest) -> dict[str, Json]:
-    """The answer of `/status`. Totals are of everything, whatever is selected."""
+def document(health: Health, snapshot: Snapshot, fullest: Fullest, recent: Mapping[str, Tally]) -> dict[str, Json]:
+    """The answer of `/status`. Totals and what was counted lately are of everything, whatever is selected."""
     totals = snapshot.totals
     return {
         "version": __version__,
@@ -108,8 +114,10 @@ def document(health: Health, snapshot: Snapshot, fullest: Fullest) -> dict[str, 
         "configuration": {
             "generation": health.generation,
             "loadedAt": utc(health.loaded_at),
+            "files": dict(health.files),
             "problems": [problem._asdict() for problem in health.problems],
         },
+        "store": {"kind": "memory", "healthy": True},  # the gate's own, and there as long as the gate is
         "buckets": [_bucket(bucket) for bucket in fullest.buckets],
         "bucketsOmitted": fullest.omitted,
         "totals": {
@@ -125,6 +133,10 @@ def document(health: Health, snapshot: Snapshot, fullest: Fullest) -> dict[str, 
             "committedTokens": totals.committed_tokens,
             "estimatedTokens": totals.estimated_tokens,
             "expiredPermits": totals.expired_permits,
+        },
+        "recent": {
+            "seconds": RECENT // SECOND,
+            "providers": {provider: _recent(tally) for provider, tally in sorted(recent.items())},
         },
     }
 
@@ -154,6 +166,7 @@ def _bucket(bucket: BucketState) -> dict[str, Json]:
         "maxConcurrent": bucket.max_concurrent,
         "admitted": bucket.admitted,
         "rejected": bucket.rejected,
+        **({"recentlyRejected": bucket.recently_rejected} if bucket.recently_rejected else {}),
         **({"wouldReject": bucket.would_reject} if bucket.would_reject else {}),
         **({"lastRefusal": _last(bucket.last_refusal)} if bucket.last_refusal else {}),
         "windows": {
@@ -165,6 +178,22 @@ def _bucket(bucket: BucketState) -> dict[str, Json]:
             }
             for cap, window in bucket.windows.items()
         },
+    }
+
+
+def _recent(tally: Tally) -> dict[str, Json]:
+    return {
+        "admitted": tally.admitted,
+        "rejected": tally.rejected,
+        "wouldReject": tally.would_reject,
+        "committed": tally.committed,
+        "estimated": tally.estimated,
+        "refunded": tally.refunded,
+        "expired": tally.expired,
+        "throttled": tally.throttled,
+        **({"lastThrottledStatus": tally.last_throttled_status} if tally.throttled else {}),
+        "committedTokens": tally.committed_tokens,
+        "estimateErrorTokens": tally.estimate_error_tokens,
     }
 
 

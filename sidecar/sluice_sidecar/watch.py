@@ -12,6 +12,7 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -37,15 +38,20 @@ LARGEST: Final = 4 * 1024 * 1024
 class Reading:
     """What the files said at one look. Two readings are equal if nobody could tell them apart."""
 
-    texts: tuple[tuple[str, str], ...]
-    """`(file, its text)`, in the order of the command line, each folder's files sorted by name."""
+    files: tuple[tuple[str, bytes], ...]
+    """`(path, what is in it)`, in the order of the command line, each folder's files sorted by name."""
     problems: tuple[Problem, ...]
     """Files that could not be read."""
+
+    @property
+    def digests(self) -> dict[str, str]:
+        """The SHA-256 of each file's bytes, in hexadecimal, by its path."""
+        return {path: hashlib.sha256(content).hexdigest() for path, content in self.files}
 
 
 def read(paths: Sequence[Path]) -> Reading:
     """Read files, and of folders every `*.yaml`, `*.yml` and `*.json` that is not hidden."""
-    texts: list[tuple[str, str]] = []
+    contents: list[tuple[str, bytes]] = []
     problems: list[Problem] = []
     seen: set[str] = set()
     for path in paths:
@@ -65,21 +71,23 @@ def read(paths: Sequence[Path]) -> Reading:
             seen.add(same)
             try:
                 with file.open("rb") as stream:
-                    texts.append((str(file), stream.read(LARGEST).decode("utf-8-sig")))
+                    contents.append((str(file), stream.read(LARGEST)))
             except OSError as error:
                 problems.append(Problem(str(file), "", "", f"cannot be read: {error.strerror or error}"))
-            except UnicodeDecodeError as error:
-                problems.append(Problem(str(file), "", "", f"is not UTF-8: byte {error.start + 1} cannot be read"))
-    return Reading(tuple(texts), tuple(problems))
+    return Reading(tuple(contents), tuple(problems))
 
 
 def configuration(reading: Reading) -> Configuration:
     """What the files put in force together; raises `InvalidDocument` with every mistake of every file."""
     problems = list(reading.problems)
     documents: list[ProviderLimits] = []
-    for source, text in reading.texts:
+    for source, content in reading.files:
         try:
+            text = content.decode("utf-8-sig")
             found = parse(text, source)
+        except UnicodeDecodeError as error:
+            problems.append(Problem(source, "", "", f"is not UTF-8: byte {error.start + 1} cannot be read"))
+            continue
         except InvalidDocument as error:
             problems += error.problems
             continue

@@ -13,6 +13,7 @@ from bench.samples import Part, Stopwatch
 from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.core.engine import Engine
+from sluice.core.telemetry import Fanout
 from sluice_sidecar import clock
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
@@ -26,6 +27,7 @@ from sluice_sidecar.protos import (
     RateLimitResponse,
     TokenUsage,
 )
+from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.rls import RateLimitService
 
 CALLS: Final = 20_000
@@ -49,7 +51,7 @@ def _measure() -> list[Part]:
 def _objects() -> Iterator[Part]:
     """The two services without gRPC: from the bytes of a request to those of its answer, and a stream's messages."""
     configuration = merge(parse(json.dumps(limits.document("six", *limits.THREE_BUCKETS)), "bench"))
-    gate = Gate(Engine(telemetry=EventCounts()), clock.now)
+    gate = Gate(Engine(telemetry=Fanout(EventCounts(), RecentCounts(clock.now))), clock.now)
     gate.apply(configuration, {})
     service, calls = RateLimitService(gate), WatchedCalls(gate)
     requests = messages("sluice", (("provider", "six"), *THREE, *FACTS))

@@ -7,11 +7,14 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey
-from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
+from sluice.core.limits import MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
 from sluice.core.windows import MAX_AMOUNT, NEVER, SlidingWindow
 
 if TYPE_CHECKING:
     from sluice.core.permits import Waiter
+
+RECENT: Final = 5 * MINUTE
+"""Nanoseconds over which what happened lately is counted, for people to see."""
 
 
 class Demand(NamedTuple):
@@ -123,6 +126,7 @@ class Bucket:
         "limits",
         "max_concurrent",
         "queue",
+        "recent_refusals",
         "refunded",
         "rejected",
         "windows",
@@ -138,6 +142,8 @@ class Bucket:
         self.admitted = self.committed = self.estimated = self.refunded = self.rejected = self.would_reject = 0
         self.last_refusal: tuple[int, Refusal] | None = None
         """When, and what; also of a limit in shadow mode."""
+        self.recent_refusals: SlidingWindow | None = None
+        """Calls it refused; None as long as there was none: most buckets never refuse."""
         self.apply(limits)
 
     def apply(self, limits: Limits) -> None:
@@ -176,6 +182,15 @@ class Bucket:
         self.in_flight += slots
         for window in self.windows:
             window.book(now, requests, tokens)
+
+    def refuse(self, now: int, refusal: Refusal) -> None:
+        """Record that it said no."""
+        self.rejected += 1
+        self.last_refusal = (now, refusal)
+        if self.recent_refusals is None:
+            self.recent_refusals = SlidingWindow(RECENT)
+        self.recent_refusals.slide(now)
+        self.recent_refusals.book(now, 1, 0)
 
     def obstacles(self, now: int, demand: Demand, ahead: Demand) -> list[Obstacle]:
         """Every cap without room now for the demand and for those ahead of it; the slot first."""

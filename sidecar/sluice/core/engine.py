@@ -297,9 +297,7 @@ class Engine:
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
-        bucket = self._buckets[refusal.key]
-        bucket.rejected += 1
-        bucket.last_refusal = (self._now, refusal)
+        self._buckets[refusal.key].refuse(self._now, refusal)
         self._telemetry.rejected(call, refusal, waited)
         return refusal
 

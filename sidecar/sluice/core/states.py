@@ -9,7 +9,7 @@ from sluice.core.buckets import Bucket
 from sluice.core.decisions import Reason
 from sluice.core.keys import BucketKey
 from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
-from sluice.core.windows import NEVER
+from sluice.core.windows import NEVER, SlidingWindow
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,8 @@ class BucketState:
     windows: Mapping[Cap, WindowState]
     admitted: int
     rejected: int
+    recently_rejected: int
+    """In the last five minutes, to a slot of five seconds."""
     would_reject: int
     last_refusal: LastRefusal | None
     committed: int
@@ -108,9 +110,17 @@ def picture(bucket: Bucket, now: int) -> BucketState:
         windows=windows,
         admitted=bucket.admitted,
         rejected=bucket.rejected,
+        recently_rejected=_count(bucket.recent_refusals, now),
         would_reject=bucket.would_reject,
         last_refusal=last,
         committed=bucket.committed,
         estimated=bucket.estimated,
         refunded=bucket.refunded,
     )
+
+
+def _count(calls: SlidingWindow | None, now: int) -> int:
+    if calls is None:
+        return 0
+    calls.slide(now)
+    return calls.requests

@@ -70,3 +70,34 @@ class DebugLog:
     def expired(self, permit: Permit) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("expire %s keys=%s estimate=%d", permit.lease, permit.keys, permit.estimate)
+
+
+class Fanout:
+    """Tells several of each event, one after the other."""
+
+    def __init__(self, *sinks: Telemetry) -> None:
+        self._sinks = sinks
+
+    def acquired(self, permit: Permit) -> None:
+        for sink in self._sinks:
+            sink.acquired(permit)
+
+    def committed(self, permit: Permit) -> None:
+        for sink in self._sinks:
+            sink.committed(permit)
+
+    def rejected(self, call: Call, refusal: Refusal, waited: int) -> None:
+        for sink in self._sinks:
+            sink.rejected(call, refusal, waited)
+
+    def would_reject(self, call: Call, refusal: Refusal) -> None:
+        for sink in self._sinks:
+            sink.would_reject(call, refusal)
+
+    def released(self, permit: Permit) -> None:
+        for sink in self._sinks:
+            sink.released(permit)
+
+    def expired(self, permit: Permit) -> None:
+        for sink in self._sinks:
+            sink.expired(permit)

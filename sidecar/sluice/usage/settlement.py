@@ -16,6 +16,9 @@ from sluice.usage.tokens import Usage
 FIRST_REFUNDED_STATUS: Final = 300
 """From here on the provider generated nothing: a redirect asks for another call, which is admitted on its own."""
 
+THROTTLED_STATUSES: Final = frozenset({429, 529})
+"""The provider's own limits are reached, or (529, Anthropic's) it is overloaded."""
+
 
 class Settlement(NamedTuple):
     """The charge that ends a call."""

@@ -18,6 +18,7 @@ from sluice_sidecar.admin import Admin
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.metrics import EventCounts, GateCollector
+from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, TcpAddress
 from sluice_sidecar.status import Health
 
@@ -29,7 +30,7 @@ class Served:
         self.health = Health(waiting_for="")
         engine, registry = Engine(), CollectorRegistry()
         registry.register(GateCollector(EventCounts(), engine.totals, self.health))
-        self.admin = Admin(self.health, Gate(engine, clock.now), registry)
+        self.admin = Admin(self.health, Gate(engine, clock.now), registry, RecentCounts(clock.now))
         self.address: Address = TcpAddress("127.0.0.1", 0)
 
     async def get(self, path: str) -> tuple[int, str]:
@@ -76,7 +77,12 @@ async def test_status_is_json(served: Served) -> None:
 @pytest.mark.parametrize(
     ("query", "error"),
     [
-        ("user=x", "unknown parameter 'user': provider, scope, subject select buckets"),
+        ("user=x", "unknown parameter 'user': provider, scope, subject select buckets, limit says how many"),
+        ("limit=0", "limit is not a number from 1 to 1000"),
+        ("limit=1001", "limit is not a number from 1 to 1000"),
+        ("limit=999999999999", "limit is not a number from 1 to 1000"),
+        ("limit=all", "limit is not a number from 1 to 1000"),
+        ("limit=", "limit is not a number from 1 to 1000"),
         ("scope=user", "unknown scope 'user': it is one of User, Org, Project"),
     ],
 )

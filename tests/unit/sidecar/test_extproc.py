@@ -37,7 +37,8 @@ class Calls:
         self.gate = Gate(Engine(telemetry=telemetry), lambda: 0)
         document = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 10_000, "maxConcurrent": 10})
         self.gate.apply(merge(parse(document, "test")), {})
-        self.watched = WatchedCalls(self.gate)
+        self.throttled: list[tuple[str, int]] = []
+        self.watched = WatchedCalls(self.gate, on_throttled=[lambda *told: self.throttled.append(told)])
 
     async def admit(self) -> str:
         request = RateLimitRequest()
@@ -66,9 +67,9 @@ def beginning(lease: str) -> ProcessingRequest:
     return message
 
 
-def answer(content_type: str) -> ProcessingRequest:
+def answer(content_type: str, status: int = 200) -> ProcessingRequest:
     message = ProcessingRequest()
-    for key, value in ((":status", b"200"), ("content-type", content_type.encode())):
+    for key, value in ((":status", b"%d" % status), ("content-type", content_type.encode())):
         message.response_headers.headers.headers.add(key=key, raw_value=value)
     return message
 
@@ -161,3 +162,31 @@ async def test_a_call_whose_settling_fails_still_frees_its_slot() -> None:
     with pytest.raises(RuntimeError):
         stream.cut(lease, 0, 0)
     assert (calls.alice.in_flight, calls.watched.streams) == (0, {})
+
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(200, []), (429, [("openai", 429)]), (529, [("openai", 529)]), (503, []), (400, [])]
+)
+async def test_an_answer_by_which_the_provider_throttles_is_told(status: int, told: list[tuple[str, int]]) -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.feed(answer("application/json", status))
+
+    assert calls.throttled == told
+
+
+@pytest.mark.parametrize("first", ["the stream", "the log"])
+async def test_a_throttled_call_that_is_cut_as_well_is_told_once(first: str) -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    if first == "the log":
+        stream.cut(lease, 429, 0)
+    stream.feed(answer("application/json", 429))
+    stream.cut(lease, 429, 0)
+    stream.close()
+
+    assert calls.throttled == [("openai", 429)]

@@ -20,7 +20,7 @@ class Scraped:
     """An engine with its metrics, and what Prometheus would read."""
 
     def __init__(self, limits: Limits) -> None:
-        counts = EventCounts()
+        self.counts = counts = EventCounts()
         self.health = Health()
         self.engine = Engine(
             RuleBook((Rule("openai", Scope.USER, limits),)), EngineSettings(lease=2 * SECOND), telemetry=counts
@@ -115,6 +115,13 @@ def test_an_expired_permit_is_counted(scraped: Scraped) -> None:
     assert scraped.value("sluice_permits_expired_total", provider="openai") == 1
 
 
+def test_calls_that_the_provider_refused_are_counted_by_provider(scraped: Scraped) -> None:
+    scraped.counts.throttled("openai", 429)
+    scraped.counts.throttled("openai", 529)
+
+    assert scraped.value("sluice_provider_throttled_total", provider="openai") == 2
+
+
 def test_calls_that_nothing_limits_are_counted(scraped: Scraped) -> None:
     scraped.engine.acquire(Call((), Demand(0, 0, 0)), 0)
 
@@ -122,7 +129,7 @@ def test_calls_that_nothing_limits_are_counted(scraped: Scraped) -> None:
 
 
 def test_the_state_of_the_configuration_is_told(scraped: Scraped) -> None:
-    scraped.health.loaded(1769860800.0)
+    scraped.health.loaded(1769860800.0, {})
     scraped.health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
 
     assert scraped.value("sluice_configuration_generation") == 1

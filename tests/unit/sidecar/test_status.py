@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any
 
 import pytest
@@ -14,6 +16,7 @@ from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
 from sluice_sidecar import status
+from sluice_sidecar.recent import Tally
 from sluice_sidecar.status import Health, Selection
 
 BOOK = RuleBook(
@@ -38,13 +41,18 @@ def admit(engine: Engine, user: str, tokens: int, *, now: int = 0, model: str = 
 
 
 def document(
-    engine: Engine, now: int = 0, health: Health | None = None, select: Selection | None = None
+    engine: Engine,
+    now: int = 0,
+    health: Health | None = None,
+    select: Selection | None = None,
+    most: int = 1000,
+    recent: Mapping[str, Tally] = MappingProxyType({}),
 ) -> dict[str, Any]:
-    snapshot, fullest = engine.snapshot(now), status.Fullest(select)
+    snapshot, fullest = engine.snapshot(now), status.Fullest(select, most)
     for bucket in snapshot.buckets:
         if fullest.wants(bucket.key):
             fullest.add(bucket)
-    return status.document(health or Health(), snapshot, fullest)
+    return status.document(health or Health(), snapshot, fullest, recent)
 
 
 def subjects(answer: dict[str, Any]) -> list[str]:
@@ -137,6 +145,49 @@ def test_of_many_buckets_the_fullest_thousand_are_told_and_the_rest_is_counted()
     assert subjects(answer)[0] == "user-1004"
 
 
+def test_fewer_buckets_are_told_where_fewer_are_asked_for(engine: Engine) -> None:
+    for user, tokens in (("low", 1), ("high", 90), ("middle", 60)):
+        admit(engine, user, tokens).release(0)
+
+    answer = document(engine, most=2)
+
+    assert (subjects(answer), answer["bucketsOmitted"]) == (["high", "middle"], 1)
+
+
+def test_what_became_of_calls_lately_is_told_by_provider() -> None:
+    tally = Tally(admitted=9, committed=5, refunded=3, throttled=2, last_throttled_status=529, committed_tokens=70)
+
+    told = document(Engine(), recent={"openai": tally, "anthropic": Tally(rejected=1)})["recent"]
+
+    nothing = dict.fromkeys(told["providers"]["anthropic"], 0)
+    assert told["seconds"] == 300
+    assert told["providers"] == {
+        "anthropic": nothing | {"rejected": 1},
+        "openai": nothing
+        | {"admitted": 9, "committed": 5, "refunded": 3, "committedTokens": 70}
+        | {"throttled": 2, "lastThrottledStatus": 529},
+    }
+
+
+def test_refusals_of_a_bucket_are_told_for_five_minutes_and_not_where_there_are_none(engine: Engine) -> None:
+    admit(engine, "alice", 90)
+    for now in (0, 0, 200 * SECOND):
+        refused = Call(engine.rules.match("openai", {Scope.USER: "alice"}), Demand(1, 1, 101))
+        engine.acquire(refused, now)
+    admit(engine, "bob", 1, now=200 * SECOND)
+
+    def told(now: int) -> dict[str, int | None]:
+        return {bucket["subject"]: bucket.get("recentlyRejected") for bucket in document(engine, now)["buckets"]}
+
+    assert told(299 * SECOND) == {"alice": 3, "bob": None}
+    assert told(305 * SECOND) == {"alice": 1, "bob": None}
+    assert told(505 * SECOND) == {"alice": None, "bob": None}
+
+
+def test_the_store_is_the_gate_s_memory() -> None:
+    assert document(Engine())["store"] == {"kind": "memory", "healthy": True}
+
+
 def test_callers_without_a_name_and_the_overflow_are_told_apart() -> None:
     engine = Engine(BOOK, EngineSettings(max_keys=1))
     admit(engine, "", 1)
@@ -151,7 +202,7 @@ def test_callers_without_a_name_and_the_overflow_are_told_apart() -> None:
 
 def test_the_configuration_is_told_with_what_is_wrong() -> None:
     health = Health(waiting_for="")
-    health.loaded(1769860800.0)
+    health.loaded(1769860800.0, {"limits.yaml": "c0ffee"})
     health.turned_down([Problem("limits.yaml", "document 1", "spec", "is missing")])
 
     answer = document(Engine(), health=health)
@@ -160,6 +211,7 @@ def test_the_configuration_is_told_with_what_is_wrong() -> None:
     assert answer["configuration"] == {
         "generation": 1,
         "loadedAt": "2026-01-31T12:00:00.000Z",
+        "files": {"limits.yaml": "c0ffee"},
         "problems": [{"source": "limits.yaml", "document": "document 1", "field": "spec", "message": "is missing"}],
     }
 
@@ -167,14 +219,14 @@ def test_the_configuration_is_told_with_what_is_wrong() -> None:
 def test_a_good_configuration_ends_the_problems() -> None:
     health = Health()
     health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
-    health.loaded(1.0)
+    health.loaded(1.0, {})
 
     assert (health.generation, health.rejected, health.problems) == (1, 1, ())
 
 
 def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine: Engine) -> None:
     health = Health(waiting_for="")
-    health.loaded(1769860800.0)
+    health.loaded(1769860800.0, {})
     permit = admit(engine, "alice", 30)
     permit.commit_tokens(25, 0)
     admit(engine, "bob", 90)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 from pathlib import Path
 
@@ -18,7 +19,7 @@ BETTER = limits("openai", UPSTREAM, {"requestsPerMinute": 2})
 
 
 def names(reading: Reading) -> list[str]:
-    return [Path(source).name for source, _ in reading.texts]
+    return [Path(source).name for source, _ in reading.files]
 
 
 def problems(*paths: Path) -> list[str]:
@@ -114,7 +115,7 @@ async def test_an_edit_in_place_is_seen_even_if_size_and_time_stay(tmp_path: Pat
     reading = await change_after(file, edit)
 
     assert file.stat().st_size == before.st_size
-    assert reading.texts == ((str(file), BETTER),)
+    assert reading.files == ((str(file), BETTER.encode()),)
 
 
 async def test_a_file_renamed_over_it_is_seen(tmp_path: Path) -> None:
@@ -124,7 +125,7 @@ async def test_a_file_renamed_over_it_is_seen(tmp_path: Path) -> None:
 
     reading = await change_after(file, lambda: beside.rename(file))
 
-    assert reading.texts == ((str(file), BETTER),)
+    assert reading.files == ((str(file), BETTER.encode()),)
 
 
 async def test_a_config_map_that_the_kubelet_swaps_is_seen(tmp_path: Path) -> None:
@@ -138,7 +139,7 @@ async def test_a_config_map_that_the_kubelet_swaps_is_seen(tmp_path: Path) -> No
 
     reading = await change_after(tmp_path, lambda: (tmp_path / "..data_tmp").rename(tmp_path / "..data"))
 
-    assert reading.texts == ((str(tmp_path / "limits.yaml"), BETTER),)
+    assert reading.files == ((str(tmp_path / "limits.yaml"), BETTER.encode()),)
 
 
 async def test_a_file_more_in_a_folder_is_seen(tmp_path: Path) -> None:
@@ -175,7 +176,7 @@ async def test_a_change_counts_only_once_it_holds_still(tmp_path: Path) -> None:
     async with asyncio.timeout(10):
         reading = await watch.change()
 
-    assert reading.texts == ((str(file), BETTER),)
+    assert reading.files == ((str(file), BETTER.encode()),)
 
 
 async def test_what_is_taken_back_before_it_has_settled_is_no_change(tmp_path: Path) -> None:
@@ -186,7 +187,7 @@ async def test_what_is_taken_back_before_it_has_settled_is_no_change(tmp_path: P
     async with asyncio.timeout(10):
         reading = await watch.change()
 
-    assert reading.texts == ((str(file), BETTER),)
+    assert reading.files == ((str(file), BETTER.encode()),)
 
 
 class Unsettled(Watch):
@@ -201,3 +202,15 @@ class Unsettled(Watch):
         if self._writes:
             self._file.write_text(self._writes.pop(0))
         return await super()._look()
+
+
+def test_a_file_is_known_by_the_bytes_it_holds(tmp_path: Path) -> None:
+    given, folder = tmp_path / "given.yaml", tmp_path / "folder"
+    folder.mkdir()
+    given.write_bytes(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n")
+    (folder / "a.yaml").write_text(BETTER)
+
+    assert read([given, folder]).digests == {
+        str(given): hashlib.sha256(b"\xef\xbb\xbf" + GOOD.encode() + b"\r\n").hexdigest(),
+        str(folder / "a.yaml"): hashlib.sha256(BETTER.encode()).hexdigest(),
+    }

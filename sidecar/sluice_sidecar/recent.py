@@ -1,0 +1,130 @@
+"""What became of each provider's calls in the last five minutes.
+
+Time is cut into 60 slots of five seconds, aligned to the clock; a slot counts until all of it has left the five
+minutes, so what is told covers them and up to one slot more. A `SlidingWindow` would hold two amounts; here are eleven
+that change together, so a slot is an object of its own, and an event a look-up and an addition or two. There are at
+most 61 of them for each provider that the limits have ever named.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Final
+
+from sluice.core.buckets import RECENT
+from sluice.core.decisions import Refusal
+from sluice.core.permits import Call, Permit, Settled
+from sluice.core.windows import SLOTS
+
+SLOT: Final = RECENT // SLOTS
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts of one provider over some time. Calls, but for the fields that say tokens."""
+
+    admitted: int = 0
+    rejected: int = 0
+    would_reject: int = 0
+    committed: int = 0
+    estimated: int = 0
+    """Ended, and the estimate stands."""
+    refunded: int = 0
+    expired: int = 0
+    throttled: int = 0
+    """Answered by the provider itself with 429 or 529."""
+    last_throttled_status: int = 0
+    """0 if there was none."""
+    committed_tokens: int = 0
+    estimate_error_tokens: int = 0
+    """The sum of |estimate - actual| over the committed calls."""
+
+    def add(self, later: Tally) -> None:
+        """Count what came after this as well."""
+        self.admitted += later.admitted
+        self.rejected += later.rejected
+        self.would_reject += later.would_reject
+        self.committed += later.committed
+        self.estimated += later.estimated
+        self.refunded += later.refunded
+        self.expired += later.expired
+        self.throttled += later.throttled
+        self.last_throttled_status = later.last_throttled_status or self.last_throttled_status
+        self.committed_tokens += later.committed_tokens
+        self.estimate_error_tokens += later.estimate_error_tokens
+
+
+class RecentCounts:
+    """Telemetry of the engine, and of what providers answer. Belongs to one event loop; `clock` is the gate's."""
+
+    def __init__(self, clock: Callable[[], int]) -> None:
+        self._clock = clock
+        self._slots: dict[str, deque[tuple[int, Tally]]] = {}
+
+    def by_provider(self) -> dict[str, Tally]:
+        """The last five minutes of every provider of which anything was counted in them."""
+        oldest = self._clock() // SLOT - SLOTS
+        told = {}
+        for provider, slots in self._slots.items():
+            total = Tally()
+            for number, tally in slots:
+                if number >= oldest:
+                    total.add(tally)
+            # Usage that came late took a call out again that had been counted in a slot which has left since.
+            total.estimated = max(0, total.estimated)
+            if total != Tally():
+                told[provider] = total
+        return told
+
+    def acquired(self, permit: Permit) -> None:
+        self._of(permit).admitted += 1
+
+    def committed(self, permit: Permit) -> None:
+        settled = permit.settled
+        if settled is Settled.ESTIMATED:
+            return  # not its last word: counted when it is released
+        tally = self._of(permit)
+        if permit.released:
+            tally.estimated -= 1
+        if settled is Settled.REFUNDED:
+            tally.refunded += 1
+            return
+        tally.committed += 1
+        tally.committed_tokens += permit.tokens
+        tally.estimate_error_tokens += abs(permit.tokens - permit.estimate)
+
+    def rejected(self, call: Call, refusal: Refusal, waited: int) -> None:
+        self._now(refusal.key.provider).rejected += 1
+
+    def would_reject(self, call: Call, refusal: Refusal) -> None:
+        self._now(refusal.key.provider).would_reject += 1
+
+    def released(self, permit: Permit) -> None:
+        if permit.settled is Settled.ESTIMATED:
+            self._of(permit).estimated += 1
+
+    def expired(self, permit: Permit) -> None:
+        tally = self._of(permit)
+        tally.expired += 1
+        if permit.settled is Settled.ESTIMATED:
+            tally.estimated += 1
+
+    def throttled(self, provider: str, status: int) -> None:
+        """The provider has refused a call that was admitted here."""
+        tally = self._now(provider)
+        tally.throttled += 1
+        tally.last_throttled_status = status
+
+    def _of(self, permit: Permit) -> Tally:
+        return self._now(permit.call.applied[0].key.provider)
+
+    def _now(self, provider: str) -> Tally:
+        slot = self._clock() // SLOT
+        slots = self._slots.get(provider)
+        if slots is None:
+            slots = self._slots[provider] = deque(maxlen=SLOTS + 1)
+        if not slots or slots[-1][0] != slot:
+            slots.append((slot, Tally()))
+        return slots[-1][1]

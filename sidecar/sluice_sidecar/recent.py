@@ -62,6 +62,8 @@ class RecentCounts:
     def __init__(self, clock: Callable[[], int]) -> None:
         self._clock = clock
         self._slots: dict[str, deque[tuple[int, Tally]]] = {}
+        self._slot = -1
+        self._newest: dict[str, Tally] = {}
 
     def by_provider(self) -> dict[str, Tally]:
         """The last five minutes of every provider of which anything was counted in them."""
@@ -79,13 +81,13 @@ class RecentCounts:
         return told
 
     def acquired(self, permit: Permit) -> None:
-        self._of(permit).admitted += 1
+        self._now(permit.call.applied[0].key.provider).admitted += 1
 
     def committed(self, permit: Permit) -> None:
         settled = permit.settled
         if settled is Settled.ESTIMATED:
             return  # not its last word: counted when it is released
-        tally = self._of(permit)
+        tally = self._now(permit.call.applied[0].key.provider)
         if permit.released:
             tally.estimated -= 1
         if settled is Settled.REFUNDED:
@@ -103,10 +105,10 @@ class RecentCounts:
 
     def released(self, permit: Permit) -> None:
         if permit.settled is Settled.ESTIMATED:
-            self._of(permit).estimated += 1
+            self._now(permit.call.applied[0].key.provider).estimated += 1
 
     def expired(self, permit: Permit) -> None:
-        tally = self._of(permit)
+        tally = self._now(permit.call.applied[0].key.provider)
         tally.expired += 1
         if permit.settled is Settled.ESTIMATED:
             tally.estimated += 1
@@ -117,14 +119,12 @@ class RecentCounts:
         tally.throttled += 1
         tally.last_throttled_status = status
 
-    def _of(self, permit: Permit) -> Tally:
-        return self._now(permit.call.applied[0].key.provider)
-
     def _now(self, provider: str) -> Tally:
         slot = self._clock() // SLOT
-        slots = self._slots.get(provider)
-        if slots is None:
-            slots = self._slots[provider] = deque(maxlen=SLOTS + 1)
-        if not slots or slots[-1][0] != slot:
-            slots.append((slot, Tally()))
-        return slots[-1][1]
+        if slot != self._slot:
+            self._slot, self._newest = slot, {}
+        tally = self._newest.get(provider)
+        if tally is None:
+            tally = self._newest[provider] = Tally()
+            self._slots.setdefault(provider, deque(maxlen=SLOTS + 1)).append((slot, tally))
+        return tally

@@ -99,7 +99,7 @@ coverage: $(READY) ## The quick tests, with the lines and branches they miss
 ##### Maintain
 
 .PHONY: generate lock clean
-generate: $(READY) ## Write the CRD and the table in docs/limits.md from the declaration
+generate: $(READY) ## Write the CRD, the table in docs/limits.md and the gateway's Envoy bootstrap
 	PYTHONPATH=tests $(BIN)/python -m helpers.generated
 
 lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package NAME"; default: only what pyproject.toml changed)

@@ -34,7 +34,7 @@ FIELDS = dict(fields(DOCUMENT))
 
 
 @pytest.mark.parametrize("path", generated(), ids=lambda path: path.name)
-def test_a_file_that_is_written_from_the_declaration_is_up_to_date(path: Path) -> None:
+def test_a_file_that_is_written_by_make_generate_is_up_to_date(path: Path) -> None:
     assert path.read_text() == generated()[path], "run `make generate`"
 
 

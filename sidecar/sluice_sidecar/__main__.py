@@ -59,8 +59,8 @@ RUN_EXAMPLES = """\
 examples:
   sluice run -f limits.yaml --envoy
         try it: calls at http://127.0.0.1:10000/<provider>/..., sluice status beside it
-  sluice run -f /etc/sluice/limits --socket /run/sluice/gate.sock --admin /run/sluice/admin.sock --log-format json
-        in a pod: limits from a mounted ConfigMap, for an Envoy in another container
+  sluice run -f /etc/sluice/limits.yaml --wait-for-limits --socket /run/sluice/gate.sock --log-format json
+        in a pod: limits from a ConfigMap that may come after the pod, for an Envoy in another container
   sluice run -f limits.yaml --grpc 127.0.0.1:9000
         for an Envoy (or any client of envoy.service.ratelimit.v3) that you run yourself"""
 
@@ -137,6 +137,7 @@ def _run(options: argparse.Namespace) -> int:
     logs.set_up(options.log_format)
     run_settings = RunSettings(
         files=tuple(options.file),
+        wait_for_limits=options.wait_for_limits,
         socket=options.socket,
         grpc=options.grpc,
         envoy=options.envoy,
@@ -265,6 +266,11 @@ def _parser() -> argparse.ArgumentParser:
 
 def _run_options(parser: argparse.ArgumentParser) -> None:
     _file_option(parser)
+    parser.add_argument(
+        "--wait-for-limits",
+        action="store_true",
+        help="at the start, wait until the limits are there and right: /readyz says no meanwhile (default: end with 2)",
+    )
     serving = parser.add_argument_group("where")
     _gate_options(serving, "the Unix socket on which Envoy asks the gate (with --envoy: one in a private folder)")
     serving.add_argument(

@@ -1,7 +1,8 @@
 """The gate as a program: everything started in order, limits followed, and everything ended in order.
 
-Start. The gate serves before Envoy starts, because Envoy asks it from the first call on; `/readyz` says yes once
-both do. The builder of Envoy's files loads in a thread meanwhile.
+Start. What the gate says of itself is served first, while it may still wait for its limits. Admission comes after them:
+without limits every call would pass. The gate serves before Envoy starts, because Envoy asks it from the first call
+on; `/readyz` says yes once both do. The builder of Envoy's files loads in a thread meanwhile.
 
 Change. The gate takes new limits first, then Envoy's files are written.
 
@@ -94,9 +95,9 @@ class Sidecar:
     async def _serve(self) -> None:
         """Start everything, follow the limits, and end everything when cancelled."""
         settings = self._settings
-        reading = await asyncio.to_thread(watch.read, settings.files)
-        self._put_in_force(await asyncio.to_thread(watch.configuration, reading), reading)
         async with AsyncExitStack() as stack:
+            admin = await self._serve_admin(stack)
+            reading = await self._first_limits()
             folder = stack.enter_context(_private_folder()) if settings.envoy else None
             if settings.envoy:
                 _check_free(settings.listen)
@@ -104,7 +105,6 @@ class Sidecar:
             self._files = self._envoys_files(gate_socket, folder)
             preparing = asyncio.create_task(asyncio.to_thread(self._prepare_envoy, folder))
             grpc = await self._serve_grpc(stack, gate_socket)
-            admin = await self._serve_admin(stack)
             self._health.waiting_for = "Envoy"
             await preparing
             calls = await self._start_envoy(stack, folder) if folder else "an Envoy that is started elsewhere"
@@ -123,6 +123,23 @@ class Sidecar:
                 raise Failed(await self._envoy.ended())
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    async def _first_limits(self) -> Reading:
+        """Put the limits in force: those there are or, if the gate is to wait for them, those there will be."""
+        reading = await asyncio.to_thread(watch.read, self._settings.files)
+        files = Watch(self._settings.files, reading)
+        while True:
+            try:
+                self._put_in_force(await asyncio.to_thread(watch.configuration, reading), reading)
+            except InvalidDocument as error:
+                if not self._settings.wait_for_limits:
+                    raise
+                self._health.waiting_for = f"limits: {error.problems[0]}"
+                self._report("waiting for limits: no calls are served until they are there and right", error.problems)
+                reading = await files.change()
+            else:
+                self._health.waiting_for = "start"
+                return reading
 
     def _envoys_files(self, gate_socket: Path | None, folder: Path | None) -> EnvoyFiles | None:
         settings = self._settings

@@ -72,6 +72,8 @@ class RunSettings:
 
     files: tuple[Path, ...]
     """Limits documents, and folders of them."""
+    wait_for_limits: bool = False
+    """Wait at the start until they are there and right; else that is an error."""
     socket: Path | None = None
     """Where Envoy finds the gate; None with `envoy` for a socket of its own in a private folder."""
     grpc: TcpAddress | None = None

@@ -113,7 +113,7 @@ def document(health: Health, snapshot: Snapshot, fullest: Fullest, recent: Mappi
         "ready": health.is_ready,
         "configuration": {
             "generation": health.generation,
-            "loadedAt": utc(health.loaded_at),
+            "loadedAt": utc(health.loaded_at) if health.generation else None,
             "files": dict(health.files),
             "problems": [problem._asdict() for problem in health.problems],
         },
@@ -271,10 +271,14 @@ def _totals(totals: Mapping[str, int]) -> str:
 def _configuration(status: Mapping[str, Json]) -> list[str]:
     configuration = status["configuration"]
     state = "ready" if status["ready"] else "not ready"
-    lines = [f"{state}; configuration {configuration['generation']} since {configuration['loadedAt']}"]
-    problems = configuration["problems"]
+    generation, problems = configuration["generation"], configuration["problems"]
+    if generation:
+        lines = [f"{state}; configuration {generation} since {configuration['loadedAt']}"]
+    else:
+        lines = [f"{state}; no configuration is in force yet"]
     if problems:
-        lines.append("the limits files have mistakes, and the last good configuration stays in force:")
+        stays = ", and the last good configuration stays in force" if generation else ""
+        lines.append(f"the limits files have mistakes{stays}:")
         lines += [f"  {Problem(**problem)}" for problem in problems]
     return lines
 

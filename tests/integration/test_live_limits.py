@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import json
 import statistics
 from collections.abc import AsyncIterator, Iterator
@@ -11,8 +12,8 @@ from typing import Any
 
 import pytest
 
-from helpers.envoy import short_folder
-from helpers.program import Program, eventually, running
+from helpers.envoy import free_port, short_folder
+from helpers.program import Program, children, eventually, running
 from helpers.system import limits
 from standin import StandIn
 
@@ -53,6 +54,21 @@ def replace(file: Path, text: str) -> None:
     beside = file.with_suffix(".new")
     beside.write_text(text)
     beside.rename(file)
+
+
+def project(folder: Path, name: str, **files: str) -> None:
+    """Put a ConfigMap there as the kubelet does: a folder of its own, onto which one link is renamed."""
+    (folder / name).mkdir()
+    for file, text in files.items():
+        (folder / name / f"{file}.yaml").write_text(text)
+        if not (folder / f"{file}.yaml").is_symlink():
+            (folder / f"{file}.yaml").symlink_to(f"..data/{file}.yaml")
+    (folder / "..data_tmp").symlink_to(name)
+    (folder / "..data_tmp").rename(folder / "..data")
+
+
+def digest(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def limit_of(status: dict[str, Any], cap: str = "requestsPerMinute") -> int | None:
@@ -161,24 +177,15 @@ async def test_changes_under_load_cut_no_call_and_lose_no_count(provider: StandI
 async def test_envoy_follows_to_new_providers_and_subjects_of_a_swapped_config_map(
     provider: StandIn, folder: Path
 ) -> None:
-    def generation(name: str, **files: str) -> None:
-        """As the kubelet does it: a folder of its own, onto which one link is renamed."""
-        (folder / name).mkdir()
-        for file, text in files.items():
-            (folder / name / f"{file}.yaml").write_text(text)
-            if not (folder / f"{file}.yaml").is_symlink():
-                (folder / f"{file}.yaml").symlink_to(f"..data/{file}.yaml")
-        (folder / "..data_tmp").symlink_to(name)
-        (folder / "..data_tmp").rename(folder / "..data")
-
-    generation("..1", openai=limits("openai", provider.url, {"requestsPerMinute": 10}))
+    project(folder, "..1", openai=limits("openai", provider.url, {"requestsPerMinute": 10}))
     async with running(*with_envoy(folder)) as program:
         held = asyncio.create_task(call(program, body=STREAM, x_standin_hold="middle", x_user_id="alice"))
         await provider.until(lambda p: p.held == 1)
         assert (await call(program, "/anthropic/v1/messages", MESSAGES, x_team="blue"))[0] == 404
 
         team = {"subject": {"header": "x-team"}, "requestsPerMinute": 10}
-        generation(
+        project(
+            folder,
             "..2",
             openai=limits("openai", provider.url, team),
             anthropic=limits("anthropic", provider.url, team),
@@ -197,6 +204,58 @@ async def test_envoy_follows_to_new_providers_and_subjects_of_a_swapped_config_m
         provider.let_go()
         status, body = await held
         assert (status, body.endswith(b"data: [DONE]\n\n")) == (200, True)
+
+
+async def test_a_mounted_file_is_followed_and_known_by_the_hash_of_what_is_in_force(folder: Path) -> None:
+    first, second = (limits("openai", "http://127.0.0.1:9", {"requestsPerMinute": number}) for number in (1, 2))
+    project(folder, "..1", limits=first)
+    file = folder / "limits.yaml"
+    async with running("-f", file, "--socket", folder / "gate.sock") as program:
+        assert (await program.status())["configuration"]["files"] == {str(file): digest(first)}
+
+        project(folder, "..2", limits=second)
+        swapped = await program.until(lambda told: told["configuration"]["generation"] == 2)
+        assert swapped["configuration"]["files"] == {str(file): digest(second)}
+
+        project(folder, "..3", limits="nonsense")
+        turned_down = await program.until(lambda told: told["configuration"]["problems"])
+        assert turned_down["configuration"]["files"] == {str(file): digest(second)}
+
+
+async def test_a_gate_that_is_to_wait_for_its_limits_starts_once_they_are_there(
+    provider: StandIn, folder: Path
+) -> None:
+    # As a pod that is started before its ConfigMap: the volume is there, and empty.
+    volume = folder / "limits"
+    volume.mkdir()
+    file, good = volume / "limits.yaml", limits("openai", provider.url, {"requestsPerMinute": 1})
+    address = f"127.0.0.1:{free_port()}"
+    waiting = ("--wait-for-limits", "--admin", address, *with_envoy(file))
+    async with running(*waiting, ready=False) as program:
+        program.admin = address
+        await program.line("waiting for limits: no calls are served until they are there and right")
+        absent = f"{file}: cannot be read: No such file or directory"
+        assert await program.get("/readyz") == (503, f"not ready: limits: {absent}\n")
+        assert await program.get("/healthz") == (200, "ok\n")
+        assert (await program.status())["configuration"]["files"] == {}
+
+        project(volume, "..1", limits=good.replace("openai", "Open AI"))
+        await program.line("spec.provider")
+        assert "limits: " in (await program.get("/readyz"))[1]
+        assert children(program.process.pid) == []
+
+        project(volume, "..2", limits=good)
+        ready = await program.line("ready:")
+        program.url = ready.partition("calls at ")[2].partition(",")[0]
+        assert [(await call(program, x_user_id="alice"))[0] for _ in range(2)] == [200, 429]
+        assert (await program.status())["configuration"]["files"] == {str(file): digest(good)}
+
+
+async def test_a_gate_that_waits_for_its_limits_ends_when_it_is_told_to(folder: Path) -> None:
+    waiting = ("--wait-for-limits", "-f", folder / "limits.yaml", "--socket", folder / "gate.sock")
+    async with running(*waiting, ready=False) as program:
+        await program.line("waiting for limits")
+        assert await program.end() == 0
 
 
 async def test_the_files_of_an_envoy_elsewhere_are_kept_up_to_date(provider: StandIn, folder: Path) -> None:

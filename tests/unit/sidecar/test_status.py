@@ -305,10 +305,28 @@ def test_a_subject_cannot_move_the_reader_s_terminal(engine: Engine) -> None:
 
 def test_the_table_says_so_when_there_is_nothing_to_show_or_something_wrong() -> None:
     health = Health()
+    health.loaded(1769860800.0, {})
     health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
 
     text = status.table(document(Engine(), health=health))
 
     assert text.startswith("no bucket: no such call has met a limit lately\n")
-    assert "not ready" in text
-    assert text.endswith("\n  limits.yaml: is not YAML")
+    assert text.splitlines()[-3:] == [
+        "not ready; configuration 1 since 2026-01-31T12:00:00.000Z",
+        "the limits files have mistakes, and the last good configuration stays in force:",
+        "  limits.yaml: is not YAML",
+    ]
+
+
+def test_before_there_were_any_limits_no_configuration_is_told() -> None:
+    health = Health()
+    health.turned_down([Problem("limits.yaml", "", "", "cannot be read: No such file or directory")])
+
+    answer = document(Engine(), health=health)
+
+    assert (answer["configuration"]["generation"], answer["configuration"]["loadedAt"]) == (0, None)
+    assert status.table(answer).splitlines()[-3:] == [
+        "not ready; no configuration is in force yet",
+        "the limits files have mistakes:",
+        "  limits.yaml: cannot be read: No such file or directory",
+    ]

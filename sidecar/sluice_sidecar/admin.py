@@ -90,7 +90,7 @@ class Admin:
         selection = status.Selection(**{name: request.query.get(name) for name in SELECTORS})
         fullest = status.Fullest(selection, int(request.query.get(LIMIT, status.MOST_BUCKETS)))
         await self._gather(fullest)
-        answer = status.document(self._health, self._gate.engine.totals(), fullest, self._recent.by_provider())
+        answer = status.document(self._health, self._gate.engine.summary(), fullest, self._recent.by_provider())
         return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
 
     async def _gather(self, fullest: status.Fullest) -> None:

@@ -187,7 +187,7 @@ class Sidecar:
 
     async def _serve_admin(self, stack: AsyncExitStack) -> Address:
         registry = CollectorRegistry()
-        registry.register(GateCollector(self._counts, self._engine.totals, self._health))
+        registry.register(GateCollector(self._counts, self._engine.summary, self._health))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         if isinstance(self._settings.admin, Path):
@@ -271,7 +271,7 @@ class Sidecar:
         left = 0 if idle.done() else await self._calls()
         idle.cancel()
         hurried.cancel()
-        totals = self._engine.totals().totals
+        totals = self._engine.summary().totals
         logger.info(
             "%s: %d calls admitted, %d committed, %d estimated, %d refunded",
             f"{left} call{'s are' if left > 1 else ' is'} cut" if left else "every call has ended",
@@ -288,8 +288,8 @@ class Sidecar:
 
     async def _calls(self) -> int:
         """Calls under way or queued: what Envoy knows of covers those that nothing limits, too."""
-        totals = self._engine.totals()
-        return max(totals.in_flight + totals.queued, 0 if self._envoy is None else await self._envoy.calls())
+        now = self._engine.summary()
+        return max(now.in_flight + now.queued, 0 if self._envoy is None else await self._envoy.calls())
 
 
 def in_force(configuration: Configuration) -> str:

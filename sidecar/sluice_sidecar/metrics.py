@@ -24,7 +24,7 @@ from sluice import __version__
 from sluice.core.decisions import Refusal
 from sluice.core.limits import SECOND
 from sluice.core.permits import Call, Permit, Settled
-from sluice.core.states import Snapshot
+from sluice.core.states import Summary
 from sluice_sidecar.status import Health
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -100,9 +100,9 @@ class EventCounts:
 class GateCollector(Collector):
     """Every metric of the gate, made up when Prometheus asks."""
 
-    def __init__(self, counts: EventCounts, totals: Callable[[], Snapshot], health: Health) -> None:
+    def __init__(self, counts: EventCounts, summary: Callable[[], Summary], health: Health) -> None:
         self._counts = counts
-        self._totals = totals
+        self._summary = summary
         self._health = health
 
     def collect(self) -> Iterator[Metric]:
@@ -111,7 +111,7 @@ class GateCollector(Collector):
         yield from self._state()
 
     def _calls(self) -> Iterator[Metric]:
-        counts, totals = self._counts, self._totals().totals
+        counts, totals = self._counts, self._summary().totals
         yield _counter("sluice_calls_admitted", "Calls let through and counted.", counts.admitted)
         yield CounterMetricFamily(
             "sluice_calls_unlimited", "Calls let through because no limit speaks of them.", value=totals.unlimited
@@ -135,7 +135,7 @@ class GateCollector(Collector):
         yield _histogram("sluice_queue_wait_seconds", "How long admitted calls queued.", counts.waits)
 
     def _tokens(self) -> Iterator[Metric]:
-        counts, totals = self._counts, self._totals().totals
+        counts, totals = self._counts, self._summary().totals
         yield _counter("sluice_tokens_committed", "Tokens that providers said were used.", counts.committed_tokens)
         yield GaugeMetricFamily(
             "sluice_tokens_estimated", "Tokens that stand on an estimate.", value=totals.estimated_tokens
@@ -144,9 +144,9 @@ class GateCollector(Collector):
         yield _histogram("sluice_estimate_ratio", ratio, counts.ratios)
 
     def _state(self) -> Iterator[Metric]:
-        snapshot, health = self._totals(), self._health
-        yield GaugeMetricFamily("sluice_calls_in_flight", "Calls admitted and not ended.", value=snapshot.in_flight)
-        yield GaugeMetricFamily("sluice_calls_queued", "Calls waiting to be admitted.", value=snapshot.queued)
+        summary, health = self._summary(), self._health
+        yield GaugeMetricFamily("sluice_calls_in_flight", "Calls admitted and not ended.", value=summary.in_flight)
+        yield GaugeMetricFamily("sluice_calls_queued", "Calls waiting to be admitted.", value=summary.queued)
         yield GaugeMetricFamily("sluice_ready", "1 if /readyz says so.", value=health.is_ready)
         yield GaugeMetricFamily(
             "sluice_configuration_generation", "Configurations that have been in force.", value=health.generation

@@ -11,7 +11,7 @@ from sluice import __version__
 from sluice.core.buckets import RECENT
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.limits import SECOND, Cap
-from sluice.core.states import BucketState, LastRefusal, Snapshot
+from sluice.core.states import BucketState, LastRefusal, Summary
 from sluice.errors import Problem
 from sluice_sidecar.logs import utc
 from sluice_sidecar.recent import Tally
@@ -105,9 +105,9 @@ class Fullest:
         return self._seen - len(self._heap)
 
 
-def document(health: Health, snapshot: Snapshot, fullest: Fullest, recent: Mapping[str, Tally]) -> dict[str, Json]:
+def document(health: Health, summary: Summary, fullest: Fullest, recent: Mapping[str, Tally]) -> dict[str, Json]:
     """The answer of `/status`. Totals and what was counted lately are of everything, whatever is selected."""
-    totals = snapshot.totals
+    totals = summary.totals
     return {
         "version": __version__,
         "ready": health.is_ready,
@@ -125,8 +125,8 @@ def document(health: Health, snapshot: Snapshot, fullest: Fullest, recent: Mappi
             "unlimited": totals.unlimited,
             "rejected": totals.rejected,
             "wouldReject": totals.would_reject,
-            "inFlight": snapshot.in_flight,
-            "queued": snapshot.queued,
+            "inFlight": summary.in_flight,
+            "queued": summary.queued,
             "committed": totals.committed,
             "estimated": totals.estimated,
             "refunded": totals.refunded,

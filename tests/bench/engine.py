@@ -98,7 +98,9 @@ def queue(length: int = 1000, calls: int = 2000) -> Iterator[Part]:
     yield released.part(f"engine: release with {length:,} waiting")
     start = perf_counter_ns()
     engine.swap(RuleBook(book.rules), length + calls)
-    yield Part(f"engine: other limits with {engine.totals().queued:,} waiting", "ms", (perf_counter_ns() - start) / 1e6)
+    yield Part(
+        f"engine: other limits with {engine.summary().queued:,} waiting", "ms", (perf_counter_ns() - start) / 1e6
+    )
 
 
 def pictures(count: int = 10_000) -> Iterator[Part]:

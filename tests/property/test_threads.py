@@ -92,5 +92,5 @@ def test_no_more_calls_than_the_cap_are_ever_in_flight_and_every_slot_comes_back
 
     permits = in_all_threads(act)
     assert len(permits) == THREADS * 25
-    assert oracle.engine.totals().in_flight == oracle.engine.totals().queued == 0
+    assert oracle.engine.summary().in_flight == oracle.engine.summary().queued == 0
     assert_balanced(oracle.engine, permits, 0)

@@ -41,7 +41,7 @@ from sluice.core.ledger import count_settled
 from sluice.core.limits import MINUTE, SECOND, Limits
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import RuleBook
-from sluice.core.states import BucketState, Snapshot, Totals, picture
+from sluice.core.states import BucketState, Snapshot, Summary, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
 from sluice.core.windows import MAX_AMOUNT, NEVER
 
@@ -249,12 +249,12 @@ class Engine:
             for bucket in self._buckets.values():
                 self._refresh(bucket)
                 pictures.append(picture(bucket, now))
-            return Snapshot(tuple(pictures), replace(self._totals), len(self._waiters), self._in_flight)
+            return Snapshot(replace(self._totals), len(self._waiters), self._in_flight, tuple(pictures))
 
-    def totals(self) -> Snapshot:
-        """The totals alone."""
+    def summary(self) -> Summary:
+        """The totals, and how many calls wait or are in flight now."""
         with self._lock:
-            return Snapshot((), replace(self._totals), len(self._waiters), self._in_flight)
+            return Summary(replace(self._totals), len(self._waiters), self._in_flight)
 
     # -- within --------------------------------------------------------------------------------------------------
 

@@ -79,13 +79,19 @@ class Totals:
 
 
 @dataclass(frozen=True, slots=True)
-class Snapshot:
-    """Every bucket at one moment."""
+class Summary:
+    """All calls together, at one moment."""
 
-    buckets: tuple[BucketState, ...]
     totals: Totals
     queued: int
     in_flight: int
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot(Summary):
+    """Every bucket besides."""
+
+    buckets: tuple[BucketState, ...]
 
 
 def picture(bucket: Bucket, now: int) -> BucketState:

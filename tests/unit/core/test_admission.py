@@ -174,7 +174,7 @@ def test_a_cap_of_three_holds_across_ten_calls() -> None:
     assert gate.in_flight(0) == 3
     state = gate.engine.current_state(ALICE, 0)
     assert state is not None
-    assert state.rejected == gate.engine.totals().totals.rejected == 7
+    assert state.rejected == gate.engine.summary().totals.rejected == 7
 
 
 def test_a_released_slot_is_free_at_once() -> None:
@@ -332,7 +332,7 @@ def test_a_shadow_limit_counts_and_says_what_it_would_have_refused_and_lets_pass
     assert gate.in_flight(0) == 3
     told = gate.journal.named("would_reject")
     assert [(event.keys, event.estimate) for event in told] == [((ALICE,), 60)] * 2
-    totals = gate.engine.totals().totals
+    totals = gate.engine.summary().totals
     assert (totals.admitted, totals.would_reject, totals.rejected) == (3, 2, 0)
     state = gate.engine.current_state(ALICE, 0)
     assert state is not None
@@ -490,5 +490,5 @@ def test_looking_changes_nothing() -> None:
     before = everything(gate.engine, SECOND)
     gate.engine.current_state(ALICE, SECOND)
     gate.engine.snapshot(SECOND)
-    gate.engine.totals()
+    gate.engine.summary()
     assert everything(gate.engine, SECOND) == before

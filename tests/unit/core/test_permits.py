@@ -63,7 +63,7 @@ def test_a_commit_after_every_window_forgot_the_call_changes_no_window() -> None
     gate.admit(2 * DAY, tokens=10)
     assert permit.commit_tokens(500, 2 * DAY)
     assert tokens_used(gate, 2 * DAY) == (10, 10, 10)
-    assert gate.engine.totals().totals.committed_tokens == 500
+    assert gate.engine.summary().totals.committed_tokens == 500
 
 
 def test_only_the_first_commit_counts() -> None:
@@ -74,7 +74,7 @@ def test_only_the_first_commit_counts() -> None:
     assert not permit.commit_tokens(0, 3, Settled.REFUNDED)
     assert not permit.commit_tokens(80, 4, Settled.ESTIMATED)
     assert tokens_used(gate, 4) == (40, 40, 40)
-    assert gate.engine.totals().totals.committed_tokens == 40
+    assert gate.engine.summary().totals.committed_tokens == 40
 
 
 @pytest.mark.parametrize(
@@ -107,7 +107,7 @@ def test_a_refund_gives_the_tokens_back_and_leaves_the_request() -> None:
     assert permit.commit_tokens(0, 1, Settled.REFUNDED)
     assert tokens_used(gate, 1) == (0, 0, 0)
     assert gate.used(1, Cap.REQUESTS_PER_DAY) == 1
-    totals = gate.engine.totals().totals
+    totals = gate.engine.summary().totals
     assert (totals.refunded, totals.committed, totals.committed_tokens) == (1, 0, 0)
     assert_balanced(gate.engine, [permit], 1)
 
@@ -117,11 +117,11 @@ def test_a_better_estimate_replaces_the_first_and_the_providers_word_replaces_bo
     permit = gate.admit(0, tokens=100)
     assert permit.commit_tokens(30, 1, Settled.ESTIMATED)
     assert not permit.commit_tokens(50, 1, Settled.ESTIMATED)
-    totals = gate.engine.totals().totals
+    totals = gate.engine.summary().totals
     assert (totals.estimated, totals.estimated_tokens) == (1, 30)
     assert permit.commit_tokens(45, 2)
     assert tokens_used(gate, 2) == (45, 45, 45)
-    totals = gate.engine.totals().totals
+    totals = gate.engine.summary().totals
     assert (totals.estimated, totals.estimated_tokens, totals.committed, totals.committed_tokens) == (0, 0, 1, 45)
 
 
@@ -133,7 +133,7 @@ def test_only_the_first_release_frees_the_slots() -> None:
     permits = [gate.admit(0) for _ in range(3)]
     assert permits[0].release(1)
     assert not permits[0].release(1)
-    assert gate.in_flight(1) == gate.in_flight(1, Scope.ORG, "acme") == gate.engine.totals().in_flight == 2
+    assert gate.in_flight(1) == gate.in_flight(1, Scope.ORG, "acme") == gate.engine.summary().in_flight == 2
 
 
 def test_a_release_without_a_commit_leaves_the_estimate_standing() -> None:
@@ -142,7 +142,7 @@ def test_a_release_without_a_commit_leaves_the_estimate_standing() -> None:
     permit.release(1)
     assert permit.settled is Settled.ESTIMATED
     assert tokens_used(gate, 1) == (100, 100, 100)
-    totals = gate.engine.totals().totals
+    totals = gate.engine.summary().totals
     assert (totals.estimated, totals.estimated_tokens) == (1, 100)
 
 
@@ -175,10 +175,10 @@ def live_through(order: tuple[str, ...]) -> None:
     first_commit = 40 if order.index("commit") < order.index("commit again") else 60
     assert settled == 1, order
     assert tokens_used(gate, now) == (first_commit + 7,) * 3, order
-    expired = gate.engine.totals().totals.expired_permits
+    expired = gate.engine.summary().totals.expired_permits
     assert freed + expired == 1, order
     assert permit.released, order
-    assert gate.in_flight(now) == gate.in_flight(now, Scope.ORG, "acme") == gate.engine.totals().in_flight == 1
+    assert gate.in_flight(now) == gate.in_flight(now, Scope.ORG, "acme") == gate.engine.summary().in_flight == 1
     # A lease is there to be claimed until the call has been released; once it has expired, also afterwards.
     released_first = min(order.index("release"), order.index("release again")) < order.index("claim")
     assert given == (expired or not released_first), order
@@ -197,7 +197,7 @@ def test_a_permit_nobody_claims_is_freed_at_its_deadline_and_no_nanosecond_earli
     assert permit.released
     assert permit.settled is Settled.ESTIMATED
     assert gate.used(5 + LEASE, Cap.TOKENS_PER_MINUTE) == 60
-    assert gate.engine.totals().totals.expired_permits == 1
+    assert gate.engine.summary().totals.expired_permits == 1
 
 
 def test_a_claimed_permit_has_no_deadline() -> None:
@@ -206,7 +206,7 @@ def test_a_claimed_permit_has_no_deadline() -> None:
     assert gate.engine.claim(permit.lease, 1) is permit
     gate.engine.advance(DAY)
     assert not permit.released
-    assert gate.engine.totals().totals.expired_permits == 0
+    assert gate.engine.summary().totals.expired_permits == 0
 
 
 def test_a_lease_is_claimed_once_and_a_strange_one_never() -> None:

@@ -104,7 +104,7 @@ def test_permits_end_as_ever_after_their_limit_is_gone() -> None:
     gate.engine.advance(EngineSettings().lease)
     assert permits[1].settled is Settled.ESTIMATED
     assert_balanced(gate.engine, permits, EngineSettings().lease)
-    assert gate.engine.totals().in_flight == 0
+    assert gate.engine.summary().in_flight == 0
 
 
 def test_the_same_rules_again_change_nothing() -> None:

@@ -29,7 +29,7 @@ class Served:
     def __init__(self) -> None:
         self.health = Health(waiting_for="")
         engine, registry = Engine(), CollectorRegistry()
-        registry.register(GateCollector(EventCounts(), engine.totals, self.health))
+        registry.register(GateCollector(EventCounts(), engine.summary, self.health))
         self.admin = Admin(self.health, Gate(engine, clock.now), registry, RecentCounts(clock.now))
         self.address: Address = TcpAddress("127.0.0.1", 0)
 

@@ -71,7 +71,7 @@ async def test_who_waits_is_admitted_as_soon_as_a_slot_is_free_in_order(gate: Ga
 
     tasks = [asyncio.create_task(wait(number)) for number in range(5)]
     await asyncio.sleep(0)
-    assert gate.engine.totals().queued == 5
+    assert gate.engine.summary().queued == 5
     held.release(clock.now())
     await asyncio.gather(*tasks)
     assert order == [0, 1, 2, 3, 4]
@@ -105,7 +105,7 @@ async def test_who_leaves_the_queue_holds_nothing(gate: Gate) -> None:
     await asyncio.sleep(0)
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
-    assert gate.engine.totals().queued == 0
+    assert gate.engine.summary().queued == 0
     held.release(clock.now())
     snapshot = gate.engine.snapshot(clock.now())
     assert (snapshot.in_flight, snapshot.totals.admitted) == (0, 1)
@@ -116,7 +116,7 @@ async def test_who_leaves_in_the_moment_of_being_admitted_holds_nothing(gate: Ga
     waiting = asyncio.create_task(gate.acquire(call(gate)))
     await asyncio.sleep(0)
     held.release(clock.now())
-    assert gate.engine.totals().in_flight == 1  # the slot is its own, and it has not heard of it yet
+    assert gate.engine.summary().in_flight == 1  # the slot is its own, and it has not heard of it yet
     waiting.cancel()
     await asyncio.gather(waiting, return_exceptions=True)
     snapshot = gate.engine.snapshot(clock.now())
@@ -151,7 +151,7 @@ async def test_a_failure_in_housekeeping_is_logged_without_its_words_and_houseke
     async with asyncio.timeout(5):
         await telemetry.expired_twice.wait()
     await gate.close()
-    assert gate.engine.totals().in_flight == 0
+    assert gate.engine.summary().in_flight == 0
     assert caplog.messages[0].startswith("the time could not be told to the engine: RuntimeError at expired:")
     assert "secret" not in caplog.text
 

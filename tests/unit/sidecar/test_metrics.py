@@ -26,7 +26,7 @@ class Scraped:
             RuleBook((Rule("openai", Scope.USER, limits),)), EngineSettings(lease=2 * SECOND), telemetry=counts
         )
         self.registry = CollectorRegistry()
-        self.registry.register(GateCollector(counts, self.engine.totals, self.health))
+        self.registry.register(GateCollector(counts, self.engine.summary, self.health))
 
     def call(self, tokens: int = 10, now: int = 0, user: str = "alice") -> object:
         return self.engine.acquire(

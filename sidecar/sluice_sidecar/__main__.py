@@ -21,6 +21,8 @@ from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
 from sluice_sidecar import logs, settings, status, watch
+from sluice_sidecar.envoy_files import EnvoyFiles
+from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.settings import Failed, LogFormat, RunSettings, UsageSource
 
@@ -199,18 +201,17 @@ def _answer(admin: settings.Address, query: str) -> str:
 
 
 def _envoy_config(options: argparse.Namespace) -> int:
-    from sluice_sidecar.envoy_files import EnvoyFiles  # noqa: PLC0415 - see there
-
     configuration = watch.configuration(watch.read(options.file))
-    gate = options.grpc or options.socket or GATE
     files = EnvoyFiles(
-        gate,
-        options.envoy_admin,
-        options.listen or settings.LISTEN,
-        options.xds,
-        options.usage_source,
-        options.usage_headers,
-        options.ca_bundle,
+        EnvoySettings(
+            gate=options.grpc or options.socket or GATE,
+            admin_socket=options.envoy_admin,
+            listen=options.listen or settings.LISTEN,
+            xds_folder=options.xds,
+            usage=options.usage_source,
+            observed_headers=options.usage_headers,
+            ca_bundle=options.ca_bundle,
+        )
     )
     text = files.bootstrap(configuration)
     files.write(configuration)

@@ -41,6 +41,7 @@ from sluice_sidecar import clock, watch
 from sluice_sidecar.admin import Admin
 from sluice_sidecar.envoy_files import EnvoyFiles
 from sluice_sidecar.envoy_process import EnvoyProcess, find
+from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
 from sluice_sidecar.logs import whereabouts
@@ -149,7 +150,15 @@ class Sidecar:
             return None
         admin = (folder or xds) / "admin.sock"
         return EnvoyFiles(
-            gate, admin, settings.listen, xds, settings.usage_source, settings.usage_headers, settings.ca_bundle
+            EnvoySettings(
+                gate=gate,
+                admin_socket=admin,
+                listen=settings.listen,
+                xds_folder=xds,
+                usage=settings.usage_source,
+                observed_headers=settings.usage_headers,
+                ca_bundle=settings.ca_bundle,
+            )
         )
 
     def _prepare_envoy(self, folder: Path | None) -> None:
@@ -201,7 +210,7 @@ class Sidecar:
         """Returns where it takes calls."""
         assert self._files is not None  # noqa: S101 - for the type checker: a folder comes with files
         binary = find(self._settings.envoy_binary)
-        envoy = await EnvoyProcess.start(binary, folder / BOOTSTRAP, self._files.admin)
+        envoy = await EnvoyProcess.start(binary, folder / BOOTSTRAP, self._files.settings.admin_socket)
         stack.push_async_callback(envoy.stop, 1.0)
         await envoy.wait_until_live()
         self._envoy = envoy
@@ -239,7 +248,7 @@ class Sidecar:
         try:
             await asyncio.to_thread(self._files.write, configuration)
         except (OSError, Failed) as error:
-            problem = Problem(str(self._files.folder), "", "", f"cannot be written: {error}")
+            problem = Problem(str(self._files.settings.xds_folder), "", "", f"cannot be written: {error}")
             self._report("the limits are in force, but Envoy keeps its last routes and providers", [problem])
 
     def _put_in_force(self, configuration: Configuration, reading: Reading) -> None:

@@ -159,7 +159,7 @@ def _request(address: str, *, is_stream: bool) -> bytes:
 
 def _bootstrap(file: Path, socket: str, ways: list[Way], folder: Path) -> dict[str, Any]:
     configuration = merge(parse(file.read_text(), str(file)))
-    settings = EnvoySettings(gate=socket, admin_socket=str(folder / "envoy-admin.sock"))
+    settings = EnvoySettings(gate=Path(socket), admin_socket=folder / "envoy-admin.sock")
     whole = bootstrap(configuration, settings)
     (listener,) = whole["staticResources"]["listeners"]
     whole["staticResources"]["listeners"] = [_listener(listener, way) for way in ways]

@@ -21,7 +21,7 @@ from sluice.usage.profiles import Api
 from sluice_sidecar.envoy_config import EnvoySettings, UsageSource, bootstrap, clusters, routes, write_files
 from sluice_sidecar.envoy_config.callers import NOT_ONE_KEY, NOT_UTF_8
 
-SETTINGS = EnvoySettings(gate="/run/gate.sock", admin_socket="/run/admin.sock", ca_bundle=CA_BUNDLE)
+SETTINGS = EnvoySettings(gate=Path("/run/gate.sock"), admin_socket=Path("/run/admin.sock"), ca_bundle=CA_BUNDLE)
 
 
 def every_kind() -> Configuration:
@@ -43,7 +43,7 @@ def test_envoy_accepts_the_bootstrap(configuration: Configuration, usage: UsageS
 
 def test_envoy_accepts_a_bootstrap_that_follows_files() -> None:
     with short_folder() as folder:
-        settings = replace(SETTINGS, xds_folder=str(folder))
+        settings = replace(SETTINGS, xds_folder=folder)
         write_files(folder, every_kind(), settings)
         assert validate(bootstrap(every_kind(), settings), folder) == ""
 
@@ -58,7 +58,7 @@ def test_the_files_hold_what_a_complete_bootstrap_holds() -> None:
 
 
 def test_only_what_changed_is_written(tmp_path: Path) -> None:
-    settings = replace(SETTINGS, xds_folder=str(tmp_path))
+    settings = replace(SETTINGS, xds_folder=tmp_path)
     before = limits_of("one", Api.OPENAI, "http://one.example", User=SUBJECTS["header"])
     other_subject = limits_of("one", Api.OPENAI, "http://one.example", User=SUBJECTS["apiKey"])
     filters = ("sluice.admission.allow.json", "sluice.admission.deny.json")

@@ -7,6 +7,7 @@ import json
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -338,7 +339,7 @@ def tls_server(alpn: list[str]) -> ssl.SSLContext:
     ids=["known", "another name", "unknown authority"],
 )
 async def test_a_provider_is_who_its_certificate_says_or_is_not_spoken_to(
-    name: str, trusted: str | None, status: int
+    name: str, trusted: Path | None, status: int
 ) -> None:
     port = free_port()
     configuration = merge([limits_of("openai", Api.OPENAI, f"https://{name}:{port}", User=SUBJECTS["header"])])

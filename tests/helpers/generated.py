@@ -9,6 +9,7 @@ from sluice.config.crd import crd_text
 from sluice.config.merge import merge
 from sluice.config.reference import BEGIN, END, reference
 from sluice_sidecar.envoy_files import EnvoyFiles
+from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.settings import TcpAddress
 
 ROOT = Path(__file__).parents[2]
@@ -29,8 +30,8 @@ def generated() -> dict[Path, str]:
 
 def _gateway() -> str:
     run = Path(GATEWAY_FOLDER)
-    files = EnvoyFiles(gate=run / "gate.sock", admin=run / "envoy.sock", listen=GATEWAY_LISTEN, folder=run / "xds")
-    return files.bootstrap(merge(())) + "\n"
+    settings = EnvoySettings(run / "gate.sock", run / "envoy.sock", GATEWAY_LISTEN, run / "xds")
+    return EnvoyFiles(settings).bootstrap(merge(())) + "\n"
 
 
 if __name__ == "__main__":

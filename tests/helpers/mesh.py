@@ -20,7 +20,7 @@ from sluice.usage.profiles import Api
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, bootstrap, write_files
 
 TLS = Path(__file__).resolve().parents[1] / "data" / "tls"
-CA_BUNDLE = str(TLS / "ca.pem")
+CA_BUNDLE = TLS / "ca.pem"
 
 SUBJECTS = {
     "header": SubjectSource(SubjectKind.HEADER, "x-user-id"),
@@ -109,10 +109,10 @@ async def running_mesh(
         port, provider_port = free_port(), free_port()
         configuration = configuration or usual(f"http://127.0.0.1:{provider_port}")
         laid_out = EnvoySettings(
-            gate=str(folder / "gate.sock"),
-            admin_socket=str(folder / "admin.sock"),
+            gate=folder / "gate.sock",
+            admin_socket=folder / "admin.sock",
             listen=TcpAddress("127.0.0.1", port),
-            xds_folder=str(folder / "xds") if live else None,
+            xds_folder=folder / "xds" if live else None,
             **settings,
         )
         if live:

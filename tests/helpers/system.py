@@ -11,6 +11,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import aiohttp
@@ -109,7 +110,7 @@ async def running_system(
         port, socket = free_port(), str(folder / "gate.sock")
         await server.start(socket=socket)
         envoy_settings = EnvoySettings(
-            gate=socket, admin_socket=str(folder / "admin.sock"), listen=TcpAddress("127.0.0.1", port), usage=usage
+            gate=Path(socket), admin_socket=folder / "admin.sock", listen=TcpAddress("127.0.0.1", port), usage=usage
         )
         starting = running_envoy(bootstrap(configuration, envoy_settings), folder)
         envoy = await asyncio.to_thread(starting.__enter__)

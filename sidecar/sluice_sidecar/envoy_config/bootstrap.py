@@ -20,7 +20,7 @@ from sluice_sidecar.envoy_config import filters, routing, upstreams
 from sluice_sidecar.envoy_config.cutlog import cut_log
 from sluice_sidecar.envoy_config.following import CLUSTERS_FILE, ROUTES_FILE, followed
 from sluice_sidecar.envoy_config.messages import error_body, packed
-from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
+from sluice_sidecar.envoy_settings import MIB, EnvoySettings
 
 RUNTIME: Final = {
     # `bytes` of the descriptor is the size of the body as it came, also where no content-length says it.
@@ -55,7 +55,7 @@ def bootstrap(configuration: Configuration, settings: EnvoySettings) -> dict[str
     layer = bootstrap_v3.RuntimeLayer(name="sluice", static_layer=Struct.from_dict(dict(RUNTIME)))
     whole = bootstrap_v3.Bootstrap(
         node=core.Node(id="sluice", cluster="sluice"),
-        admin=bootstrap_v3.Admin(address=core.Address(pipe=core.Pipe(path=settings.admin_socket, mode=0o600))),
+        admin=bootstrap_v3.Admin(address=core.Address(pipe=core.Pipe(path=str(settings.admin_socket), mode=0o600))),
         static_resources=static,
         dynamic_resources=dynamic,
         layered_runtime=bootstrap_v3.LayeredRuntime(layers=[layer]),

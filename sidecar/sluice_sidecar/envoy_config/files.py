@@ -17,7 +17,7 @@ from sluice.config.merge import Configuration
 from sluice_sidecar.envoy_config import filters, routing, upstreams
 from sluice_sidecar.envoy_config.following import CLUSTERS_FILE, ROUTES_FILE, filter_file
 from sluice_sidecar.envoy_config.messages import packed
-from sluice_sidecar.envoy_config.settings import EnvoySettings
+from sluice_sidecar.envoy_settings import EnvoySettings
 
 
 def routes(configuration: Configuration, settings: EnvoySettings) -> dict[str, Json]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
 import betterproto2
@@ -29,8 +30,8 @@ from sluice.core.limits import MILLISECOND
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
-from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
 from sluice_sidecar.envoy_config.upstreams import gate_service
+from sluice_sidecar.envoy_settings import MIB, EnvoySettings
 from sluice_sidecar.protos import LEASE_NAMESPACE, USAGE_NAMESPACE
 from sluice_sidecar.settings import UsageSource
 
@@ -91,7 +92,7 @@ def _filter(name: str, config: betterproto2.Message) -> hcm.HttpFilter:
     return hcm.HttpFilter(name=name, typed_config=packed(config))
 
 
-def _followed_filter(name: str, folder: str) -> hcm.HttpFilter:
+def _followed_filter(name: str, folder: Path) -> hcm.HttpFilter:
     source = core.ExtensionConfigSource(
         config_source=followed(folder, filter_file(name)), type_urls=[packed(ratelimit.RateLimit()).type_url]
     )

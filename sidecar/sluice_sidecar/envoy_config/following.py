@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Final
 
 from envoy_data_plane.envoy.config.core import v3 as core
@@ -15,11 +16,11 @@ def filter_file(name: str) -> str:
     return f"{name}.json"
 
 
-def followed(folder: str, file: str) -> core.ConfigSource:
+def followed(folder: Path, file: str) -> core.ConfigSource:
     """A file that Envoy reads again whenever one is renamed in its folder."""
     return core.ConfigSource(
         path_config_source=core.PathConfigSource(
-            path=f"{folder}/{file}", watched_directory=core.WatchedDirectory(path=folder)
+            path=str(folder / file), watched_directory=core.WatchedDirectory(path=str(folder))
         ),
         resource_api_version=core.ApiVersion.V3,
     )

@@ -22,8 +22,8 @@ from sluice.config.merge import Configuration, Provider
 from sluice.usage.profiles import Api
 from sluice_sidecar.envoy_config import callers, facts, filters
 from sluice_sidecar.envoy_config.messages import error_body, packed
-from sluice_sidecar.envoy_config.settings import EnvoySettings
 from sluice_sidecar.envoy_config.upstreams import Upstream, cluster_name
+from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.settings import UsageSource
 
 ROUTES: Final = "sluice-routes"

@@ -22,8 +22,8 @@ from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
 from sluice_sidecar.envoy_config.messages import packed
-from sluice_sidecar.envoy_config.settings import MIB, EnvoySettings
-from sluice_sidecar.settings import Failed, TcpAddress
+from sluice_sidecar.envoy_settings import MIB, EnvoySettings
+from sluice_sidecar.settings import Address, Failed, TcpAddress
 
 GATE: Final = "sluice-gate"
 
@@ -112,10 +112,10 @@ def gate_service() -> core.GrpcService:
     return core.GrpcService(envoy_grpc=core.GrpcServiceEnvoyGrpc(cluster_name=GATE, skip_envoy_headers=True))
 
 
-def address_of(address: str | TcpAddress) -> core.Address:
+def address_of(address: Address) -> core.Address:
     """A Unix socket's path or a TCP address, as Envoy writes it."""
-    if isinstance(address, str):
-        return core.Address(pipe=core.Pipe(path=address))
+    if isinstance(address, Path):
+        return core.Address(pipe=core.Pipe(path=str(address)))
     return core.Address(socket_address=core.SocketAddress(address=address.host, port_value=address.port))
 
 
@@ -181,7 +181,7 @@ def _tls(upstream: Upstream, settings: EnvoySettings) -> core.TransportSocket:
         sni="" if upstream.is_ip else upstream.host,
         common_tls_context=tls.CommonTlsContext(
             validation_context=tls.CertificateValidationContext(
-                trusted_ca=core.DataSource(filename=settings.ca_bundle or system_ca_bundle()),
+                trusted_ca=core.DataSource(filename=str(settings.ca_bundle or system_ca_bundle())),
                 match_typed_subject_alt_names=[
                     tls.SubjectAltNameMatcher(
                         san_type=names.IP_ADDRESS if upstream.is_ip else names.DNS,

@@ -4,29 +4,30 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import Final
 
-from sluice_sidecar.settings import LISTEN, TcpAddress, UsageSource
+from sluice_sidecar.settings import LISTEN, Address, TcpAddress, UsageSource
 
 MIB: Final = 1024 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class EnvoySettings:
-    """How Envoy is laid out on this machine. Paths are absolute; a socket's path is at most 107 bytes (`unix(7)`)."""
+    """How Envoy is laid out on its machine. Paths are absolute; a socket's path is at most 107 bytes (`unix(7)`)."""
 
-    gate: str | TcpAddress
+    gate: Address
     """Where the gate serves its gRPC services: a Unix socket's path, or a loopback address."""
-    admin_socket: str
+    admin_socket: Path
     """Envoy's admin interface is a Unix socket, because whoever reaches it can stop Envoy and read its traffic."""
     listen: TcpAddress = LISTEN
     """Where applications call."""
-    xds_folder: str | None = None
+    xds_folder: Path | None = None
     """The folder of the files that Envoy follows; None for a bootstrap that holds everything itself."""
     usage: UsageSource = UsageSource.METADATA
     observed_headers: tuple[str, ...] = ()
     """Further response headers that the gate is shown, by name, or by prefix if it ends in `*`."""
-    ca_bundle: str | None = None
+    ca_bundle: Path | None = None
     """The certificates that a provider's certificate must lead to; None for the system's own."""
     rls_timeout: timedelta | None = None
     """How long a call waits for the gate's decision; None for the longest `maxWait` and a second."""

@@ -20,15 +20,14 @@ Theory of operation
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final, TypeAlias
+from typing import Any, TypeAlias
 
 from sluice.core.permits import Permit
-from sluice.usage.estimate import BYTES_PER_TOKEN
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
-from sluice.usage.profiles import Api
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
 from sluice.usage.tokens import Usage, UsageFields
+from sluice.usage.unread import unread_output
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import (
     COMPLETE,
@@ -39,11 +38,6 @@ from sluice_sidecar.protos import (
     lease_in,
 )
 from sluice_sidecar.rls import CallFacts
-
-EVENT_BYTES: Final = {Api.OPENAI: 128, Api.ANTHROPIC: 32, Api.GEMINI: 16}
-"""Bytes of an event stream that stand for one token of its output, envelope and all, and rather too few of them: an
-event of OpenAI's has some 300 and holds one token, Anthropic's 140 and a few, Gemini's 400 and dozens."""
-
 
 OnThrottled: TypeAlias = Callable[[str, int], None]
 """Told of an admitted call that its provider refused: the provider, and 429 or 529. It must not raise."""
@@ -148,13 +142,7 @@ class CallStream:
         if self._sees_body and self._reader is not None:
             usage, seen = usage or self._reader.finish(), self._reader.seen_output
         if self._sent > self._read:
-            per_token = EVENT_BYTES[facts.api] if self._is_stream else BYTES_PER_TOKEN
-            unseen = (self._sent - self._read) // per_token
-            # Only a cap that the caller declared bounds a stream: bounded by our own guess, who declares nothing would
-            # never pay for more. A document may be an embedding or an image, of which few bytes are tokens.
-            if facts.estimate.declared or not self._is_stream:
-                unseen = min(unseen, facts.estimate.output_tokens)
-            seen += unseen * BYTES_PER_TOKEN
+            seen += unread_output(self._sent - self._read, facts.api, facts.estimate, is_stream=self._is_stream)
         return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen)
 
     def _claim(self, lease: str) -> bool:

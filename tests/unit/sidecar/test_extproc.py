@@ -13,7 +13,8 @@ from sluice.core.keys import BucketKey, Scope
 from sluice.core.permits import Permit
 from sluice.core.states import BucketState
 from sluice.usage.profiles import Api
-from sluice_sidecar.extproc import EVENT_BYTES, WatchedCalls
+from sluice.usage.unread import EVENT_BYTES
+from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import LEASE_NAMESPACE, ProcessingRequest, RateLimitRequest
 from sluice_sidecar.rls import RateLimitService

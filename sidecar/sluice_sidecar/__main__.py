@@ -20,7 +20,7 @@ from sluice.config.document import to_manifest
 from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
-from sluice_sidecar import logs, settings, status, watch
+from sluice_sidecar import logs, settings, status_table, watch
 from sluice_sidecar.envoy_files import EnvoyFiles
 from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.http_client import fetch
@@ -176,7 +176,7 @@ def _status(options: argparse.Namespace) -> int:
     query = "/status" + (f"?{urlencode(selectors)}" if selectors else "")
     while True:
         text = _answer(options.admin, query)
-        shown = text if options.output == "json" else status.table(json.loads(text))
+        shown = text if options.output == "json" else status_table.table(json.loads(text))
         if options.watch and sys.stdout.isatty() and options.output == "table":
             shown = f"\x1b[H\x1b[2J{shown}"
         _say(shown)

@@ -15,6 +15,7 @@ from prometheus_client.exposition import choose_encoder
 from sluice.core.keys import Scope
 from sluice_sidecar import status
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.health import Health
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, TcpAddress
 
@@ -34,7 +35,7 @@ AT_ONCE: Final = 100
 class Admin:
     """Serves what the gate says of itself. It only reads."""
 
-    def __init__(self, health: status.Health, gate: Gate, registry: CollectorRegistry, recent: RecentCounts) -> None:
+    def __init__(self, health: Health, gate: Gate, registry: CollectorRegistry, recent: RecentCounts) -> None:
         self._health = health
         self._gate = gate
         self._recent = recent

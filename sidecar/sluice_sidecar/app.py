@@ -44,11 +44,11 @@ from sluice_sidecar.envoy_process import EnvoyProcess, find
 from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
+from sluice_sidecar.health import Health
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
-from sluice_sidecar.status import Health
 from sluice_sidecar.watch import Reading, Watch
 
 logger = logging.getLogger(__name__)

@@ -25,7 +25,7 @@ from sluice.core.decisions import Refusal
 from sluice.core.limits import SECOND
 from sluice.core.permits import Call, Permit, Settled
 from sluice.core.states import Summary
-from sluice_sidecar.status import Health
+from sluice_sidecar.health import Health
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds that an admitted call queued."""

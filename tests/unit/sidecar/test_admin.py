@@ -16,11 +16,11 @@ from sluice.core.engine import Engine
 from sluice_sidecar import clock
 from sluice_sidecar.admin import Admin
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.health import Health
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, TcpAddress
-from sluice_sidecar.status import Health
 
 
 class Served:

@@ -12,8 +12,8 @@ from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
+from sluice_sidecar.health import Health
 from sluice_sidecar.metrics import EventCounts, GateCollector
-from sluice_sidecar.status import Health
 
 
 class Scraped:

@@ -15,9 +15,10 @@ from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
-from sluice_sidecar import status
+from sluice_sidecar import status, status_table
+from sluice_sidecar.health import Health
 from sluice_sidecar.recent import Tally
-from sluice_sidecar.status import Health, Selection
+from sluice_sidecar.status import Selection
 
 BOOK = RuleBook(
     (
@@ -235,7 +236,7 @@ def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine
         "calls: 2 admitted, 0 rejected, 2 in flight, 0 queued, 0 unlimited, 0 refunded; "
         "tokens: 25 committed, 0 estimated; 0 permits expired"
     )
-    assert status.table(document(engine, health=health)).splitlines() == [
+    assert status_table.table(document(engine, health=health)).splitlines() == [
         "PROVIDER  SCOPE  SUBJECT  IN-FLIGHT  QUEUED  RPM  TPM     REJECTED",
         "openai    User   bob      1/2        0       1/4  90/100  0",
         "openai    User   alice    1/2        0       1/4  25/100  0",
@@ -248,7 +249,7 @@ def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine
 def test_the_table_shows_models_and_longer_windows_only_where_there_are_any(engine: Engine) -> None:
     admit(engine, "alice", 1, model="o4")
 
-    header, *rows = status.table(document(engine)).splitlines()[:3]
+    header, *rows = status_table.table(document(engine)).splitlines()[:3]
 
     assert header.split() == [
         "PROVIDER",
@@ -281,7 +282,7 @@ def test_who_was_refused_and_why_is_seen_for_ten_minutes_and_then_forgotten() ->
         "cap": "tokensPerMinute",
         "secondsAgo": 5.0,
     }
-    assert status.table(answer).splitlines()[1].endswith("1         OversizedRequest, tokensPerMinute, 5 s ago")
+    assert status_table.table(answer).splitlines()[1].endswith("1         OversizedRequest, tokensPerMinute, 5 s ago")
     for _ in range(2):  # one look finds the bucket, the next one at it
         engine.advance(601 * SECOND)
     assert engine.keys() == ()
@@ -292,7 +293,7 @@ def test_the_table_says_what_a_shadow_limit_would_have_refused() -> None:
     engine = Engine(RuleBook((Rule("openai", Scope.USER, limits),)))
     admit(engine, "alice", 1)
 
-    table = status.table(document(engine))
+    table = status_table.table(document(engine))
     assert "1 admitted, 0 rejected, 1 would have been," in table
     assert "0 (1 in shadow)" in table
 
@@ -300,7 +301,7 @@ def test_the_table_says_what_a_shadow_limit_would_have_refused() -> None:
 def test_a_subject_cannot_move_the_reader_s_terminal(engine: Engine) -> None:
     admit(engine, "\x1b[2Jx\u202e", 1)
 
-    assert "?[2Jx?" in status.table(document(engine))
+    assert "?[2Jx?" in status_table.table(document(engine))
 
 
 def test_the_table_says_so_when_there_is_nothing_to_show_or_something_wrong() -> None:
@@ -308,7 +309,7 @@ def test_the_table_says_so_when_there_is_nothing_to_show_or_something_wrong() ->
     health.loaded(1769860800.0, {})
     health.turned_down([Problem("limits.yaml", "", "", "is not YAML")])
 
-    text = status.table(document(Engine(), health=health))
+    text = status_table.table(document(Engine(), health=health))
 
     assert text.startswith("no bucket: no such call has met a limit lately\n")
     assert text.splitlines()[-3:] == [
@@ -325,7 +326,7 @@ def test_before_there_were_any_limits_no_configuration_is_told() -> None:
     answer = document(Engine(), health=health)
 
     assert (answer["configuration"]["generation"], answer["configuration"]["loadedAt"]) == (0, None)
-    assert status.table(answer).splitlines()[-3:] == [
+    assert status_table.table(answer).splitlines()[-3:] == [
         "not ready; no configuration is in force yet",
         "the limits files have mistakes:",
         "  limits.yaml: cannot be read: No such file or directory",

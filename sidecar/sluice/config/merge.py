@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
+from typing import TypeAlias
 
 from sluice.config.declaration import KIND, claims_of
 from sluice.config.durations import format_duration
@@ -14,6 +15,9 @@ from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.profiles import Api
+
+_Claim: TypeAlias = tuple[str, Scope, str, str]
+"""Provider, scope, and one of an entry's pairs of patterns: see `claims_of`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,12 +48,15 @@ def merge(documents: Iterable[ProviderLimits]) -> Configuration:
     problems = tuple(conflicts(documents))
     if problems:
         raise InvalidDocument(problems)
-    rules = tuple(
-        Rule(document.provider, entry.scope, entry.limits, entry.subjects, entry.models)
-        for document in documents
-        for entry in document.limits
-    )
+    rules = tuple(rule for document in documents for rule in rules_of(document))
     return Configuration(documents, RuleBook(rules), MappingProxyType(_providers(documents)))
+
+
+def rules_of(document: ProviderLimits) -> tuple[Rule, ...]:
+    """The rules of a document, one an entry, in their order."""
+    return tuple(
+        Rule(document.provider, entry.scope, entry.limits, entry.subjects, entry.models) for entry in document.limits
+    )
 
 
 def conflicts(documents: Iterable[ProviderLimits]) -> Iterator[Problem]:
@@ -57,11 +64,65 @@ def conflicts(documents: Iterable[ProviderLimits]) -> Iterator[Problem]:
 
     Who comes first is the caller's to say: the order of files, or the age of objects.
     """
-    documents = tuple(documents)
-    yield from _same_names(documents)
-    yield from _differing_providers(documents)
-    yield from _differing_sources(documents)
-    yield from _rival_entries(documents)
+    claims = Claims()
+    for document in documents:
+        yield from claims.against(document)
+        claims.add(document)
+
+
+class Claims:
+    """What the documents so far lay claim to: their names, their providers' facts, the calls of each entry."""
+
+    def __init__(self) -> None:
+        self._names: dict[str, ProviderLimits] = {}
+        self._providers: dict[str, ProviderLimits] = {}
+        self._sources: dict[tuple[str, Scope], tuple[ProviderLimits, SubjectSource]] = {}
+        self._entries: dict[_Claim, tuple[ProviderLimits, int]] = {}
+
+    def against(self, document: ProviderLimits) -> Iterator[Problem]:
+        """Where the document contradicts what has been claimed; each message names the document that came first."""
+        yield from self._same_name(document)
+        yield from self._differing_facts(document)
+        yield from self._differing_sources(document)
+        yield from self._rival_entries(document)
+
+    def add(self, document: ProviderLimits) -> None:
+        """Claim what the document says; what is claimed already stays with the document that came first."""
+        self._names.setdefault(document.name, document)
+        self._providers.setdefault(document.provider, document)
+        for scope, source in _sources(document).items():
+            self._sources.setdefault((document.provider, scope), (document, source))
+        for index, entry in enumerate(document.limits):
+            for claim in _claims(document, entry):
+                self._entries.setdefault(claim, (document, index))
+
+    def _same_name(self, document: ProviderLimits) -> Iterator[Problem]:
+        if known := self._names.get(document.name):
+            yield _problem(document, "metadata.name", f"is the name of {_named(known)} too: give each its own")
+
+    def _differing_facts(self, document: ProviderLimits) -> Iterator[Problem]:
+        if known := self._providers.get(document.provider):
+            there = _provider_facts(known)
+            for name, value in _provider_facts(document).items():
+                if value != there[name]:
+                    message = f"is {value}, and {_named(known)} says {there[name]}: a provider has one"
+                    yield _problem(document, f"spec.{name}", message)
+
+    def _differing_sources(self, document: ProviderLimits) -> Iterator[Problem]:
+        for scope, source in _sources(document).items():
+            known, there = self._sources.get((document.provider, scope), (document, source))
+            if source != there:
+                message = (
+                    f"reads the {scope} from {_told(source)}, and {_named(known)} from {_told(there)}: use one source"
+                )
+                yield _problem(document, "spec.limits", message)
+
+    def _rival_entries(self, document: ProviderLimits) -> Iterator[Problem]:
+        for index, entry in enumerate(document.limits):
+            owners = (self._entries.get(claim) for claim in _claims(document, entry))
+            if owner := next(filter(None, owners), None):
+                message = f"is for the same calls as spec.limits[{owner[1]}] of {_named(owner[0])}: keep one of them"
+                yield _problem(document, f"spec.limits[{index}]", message)
 
 
 def diff(old: Configuration, new: Configuration) -> tuple[str, ...]:
@@ -81,48 +142,9 @@ def diff(old: Configuration, new: Configuration) -> tuple[str, ...]:
     return tuple(lines)
 
 
-def _same_names(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
-    first: dict[str, ProviderLimits] = {}
-    for document in documents:
-        known = first.setdefault(document.name, document)
-        if known is not document:
-            yield _problem(document, "metadata.name", f"is the name of {_named(known)} too: give each its own")
-
-
-def _differing_providers(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
-    first: dict[str, ProviderLimits] = {}
-    for document in documents:
-        known = first.setdefault(document.provider, document)
-        there = _provider_facts(known)
-        for name, value in _provider_facts(document).items():
-            if value != there[name]:
-                message = f"is {value}, and {_named(known)} says {there[name]}: a provider has one"
-                yield _problem(document, f"spec.{name}", message)
-
-
-def _differing_sources(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
-    first: dict[tuple[str, Scope], tuple[ProviderLimits, SubjectSource]] = {}
-    for document in documents:
-        for scope, source in _sources(document).items():
-            known, there = first.setdefault((document.provider, scope), (document, source))
-            if source != there:
-                message = (
-                    f"reads the {scope} from {_told(source)}, and {_named(known)} from {_told(there)}: use one source"
-                )
-                yield _problem(document, "spec.limits", message)
-
-
-def _rival_entries(documents: tuple[ProviderLimits, ...]) -> Iterator[Problem]:
-    owners: dict[tuple[str, Scope, str, str], tuple[ProviderLimits, int]] = {}
-    for document in documents:
-        for index, entry in enumerate(document.limits):
-            claims = [(document.provider, entry.scope, *claim) for claim in claims_of(entry.subjects, entry.models)]
-            owner = next((owners[claim] for claim in claims if claim in owners), None)
-            if owner is None:
-                owners.update(dict.fromkeys(claims, (document, index)))
-            else:
-                message = f"is for the same calls as spec.limits[{owner[1]}] of {_named(owner[0])}: keep one of them"
-                yield _problem(document, f"spec.limits[{index}]", message)
+def _claims(document: ProviderLimits, entry: LimitEntry) -> Iterator[_Claim]:
+    for subjects, models in claims_of(entry.subjects, entry.models):
+        yield document.provider, entry.scope, subjects, models
 
 
 def _problem(document: ProviderLimits, field: str, message: str) -> Problem:

@@ -1,0 +1,104 @@
+"""The forms of an object: each generation of its spec that a gate can run, as a document and as text.
+
+Reading and writing YAML is most of the work of a plan, and of a thousand objects one has changed: so forms are kept, by
+value, and a plan in which nothing changed reads none anew.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Final
+
+from sluice.config import yamltext
+from sluice.config.declaration import API_VERSION, KIND
+from sluice.config.document import from_manifest
+from sluice.config.merge import rules_of
+from sluice.config.render import SEPARATOR, content_hash, document_text
+from sluice.config.types import ProviderLimits
+from sluice.core.rules import Rule
+from sluice.errors import InvalidDocument, Problem
+
+KEPT: Final = 4096
+"""Forms that are kept: the objects of several large namespaces, some 5 KB each."""
+LARGEST_KEPT: Final = 8192
+"""Characters of a spec whose form is kept: a hundred times this size is read anew each time, so that nobody's specs
+fill the operator's memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Form:
+    """One generation of an object that a gate can run."""
+
+    uid: str
+    generation: int
+    document: ProviderLimits
+    rules: tuple[Rule, ...]
+    text: str
+    """Its document in the limits text."""
+
+    @property
+    def name(self) -> str:
+        return self.document.name
+
+
+def form_of(manifest: Mapping[str, Any]) -> Form | tuple[Problem, ...]:
+    """The form of an object as the API's JSON has it, or every mistake in it."""
+    metadata = manifest["metadata"]
+    try:
+        spec = json.dumps(manifest.get("spec"))
+    except (RecursionError, ValueError):
+        return (Problem("", f"{KIND}/{metadata['name']}", "spec", "nests too deeply to be read"),)
+    read = _read if len(spec) <= LARGEST_KEPT else _read.__wrapped__
+    return read(metadata["name"], metadata["uid"], metadata["generation"], spec)
+
+
+@lru_cache(KEPT)
+def _read(name: str, uid: str, generation: int, spec: str) -> Form | tuple[Problem, ...]:
+    manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": json.loads(spec)}
+    try:
+        return _form(manifest, uid, generation)
+    except InvalidDocument as error:
+        return error.problems
+
+
+def _form(manifest: Mapping[str, Any], uid: str, generation: int) -> Form:
+    document = from_manifest(manifest, "")
+    text = document_text(document, uid=uid, generation=generation)
+    return Form(uid, generation, document, rules_of(document), text)
+
+
+class Remembered:
+    """The forms in a limits text that was written before: the only place where an object's last good form is kept.
+
+    Somebody may have edited the text: what cannot be read is not there.
+    """
+
+    def __init__(self, text: str) -> None:
+        self.digest = content_hash(text)
+        self._texts = text.split("\n" + SEPARATOR)
+        self._lines = frozenset(each.rstrip("\n") for each in self._texts)
+
+    def holds(self, form: Form) -> bool:
+        """True if the form stands in the text, to the letter."""
+        return form.text.rstrip("\n") in self._lines
+
+    def last_good(self, name: str, uid: str, generation: int) -> Form | None:
+        """The form in which this object stands in the text; not one that its present generation is older than."""
+        forms = (form for text in self._texts if uid in text for form in _remembered(text))
+        fits = (form for form in forms if (form.name, form.uid) == (name, uid) and 0 < form.generation <= generation)
+        return next(fits, None)
+
+
+def _remembered(text: str) -> Iterator[Form]:
+    try:
+        for _, tree in yamltext.read(text):
+            metadata = tree.get("metadata") if isinstance(tree, dict) else None
+            if isinstance(tree, dict) and isinstance(metadata, dict):
+                uid, generation = metadata.get("uid"), metadata.get("generation")
+                if isinstance(uid, str) and isinstance(generation, int):
+                    yield _form(tree, uid, generation)
+    except (yamltext.Unreadable, InvalidDocument):
+        return

@@ -99,10 +99,11 @@ def written(
 
 
 def by_type(status: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
-    """The conditions of a status that are ours, by type; of a status that somebody else wrote, what makes sense."""
+    """The conditions of a status that are ours, in the order of `Kind`, whoever wrote it and in whatever order."""
     conditions = status.get("conditions")
     listed = conditions if isinstance(conditions, list) else []
-    return {each["type"]: each for each in listed if isinstance(each, Mapping) and each.get("type") in tuple(Kind)}
+    found = {each.get("type"): each for each in listed if isinstance(each, Mapping)}
+    return {kind: found[kind] for kind in Kind if kind in found}
 
 
 def shortened(text: str, most: int) -> str:

@@ -29,10 +29,12 @@ from sluice.config.render import (
     limits_text,
 )
 from sluice_operator.forms import Remembered
+from sluice_operator.running import Running
 from sluice_operator.standing import OWNER_BYTES, ROOM, Standing, standings
 from sluice_operator.state import Gate, Observed
 from sluice_operator.status import new_status, ours
 from sluice_operator.transitions import transitions
+from sluice_operator.usage import Usage, gather
 
 __all__ = [
     "STATUS_INTERVAL", "TOLD", "AnnotatePod", "ApplyConfigMap", "DeleteConfigMap", "EmitEvent", "Gate", "Observed",
@@ -59,6 +61,8 @@ class ApplyConfigMap:
 
 @dataclass(frozen=True, slots=True)
 class DeleteConfigMap:
+    """Delete a ConfigMap that this operator wrote."""
+
     name: str
     uid: str
     """The one that it must still be."""
@@ -121,21 +125,26 @@ def plan(objects: Sequence[Mapping[str, Any]], observed: Observed, now: float) -
     digest = content_hash(text)
     rendered = {form.uid: form.generation for form in forms}
     before = {form.uid: form.generation for form in forms if remembered.holds(form)}
-    runs = {remembered.digest: before, **observed.history, digest: rendered}
-    statuses, events = _statuses(standing, observed, runs, now)
+    running = Running(observed.gates, {remembered.digest: before, **observed.history, digest: rendered})
+    statuses, events = _statuses(standing, observed, running, gather(observed.gates, forms), now)
     wanted = _config_maps(text, standing, observed) if standing or observed.gates else {}
     writes = (*_config_map_writes(wanted, observed), *_annotations(digest, observed))
     return Plan(writes, statuses, events, (digest, rendered))
 
 
 def _statuses(
-    standing: Sequence[Standing], observed: Observed, runs: Mapping[str, Mapping[str, int]], now: float
+    standing: Sequence[Standing],
+    observed: Observed,
+    running: Running,
+    usage: Usage,
+    now: float,
 ) -> tuple[tuple[WriteStatus, ...], tuple[EmitEvent, ...]]:
     statuses: list[WriteStatus] = []
     events: list[EmitEvent] = []
     for each in standing:
         old = ours(each.manifest.get("status"))
-        new = new_status(each, observed.gates, runs, old, now)
+        behind = running.behind(each.form) if each.form else observed.gates
+        new = new_status(each, observed.gates, behind, usage, old, now)
         since = now - observed.written.get(each.uid, float("-inf"))
         if new == old or 0 <= since < STATUS_INTERVAL:
             continue

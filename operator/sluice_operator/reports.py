@@ -7,6 +7,7 @@ later stands for nothing to tell. Anything else that is not as it should be make
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -141,10 +142,11 @@ def _use(value: Any, name: str) -> Use:
 def _refusal(value: Any, name: str) -> Refusal:
     fields = _object(value, name)
     return Refusal(
-        _field(fields, "cap", _text), _field(fields, "reason", _text), _field(fields, "secondsAgo", _seconds)
+        _field(fields, "cap", _word), _field(fields, "reason", _word), _field(fields, "secondsAgo", _seconds)
     )
 
 
+_WORD: Final = re.compile("[A-Za-z]{1,64}")
 _CAPS: Final = frozenset(map(str, Cap))
 _RECENT: Final = {
     "admitted": "admitted",
@@ -201,6 +203,12 @@ def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or len(value) > LONGEST_TEXT:
         raise BadReport(f"has a wrong {name}: it must be text of at most {LONGEST_TEXT} characters")
     return value.encode(errors="replace").decode()  # a lone surrogate is JSON, and no UTF-8
+
+
+def _word(value: Any, name: str) -> str:
+    if not isinstance(value, str) or not _WORD.fullmatch(value):
+        raise BadReport(f"has a wrong {name}: it must be a word")
+    return value
 
 
 def _count(value: Any, name: str) -> int:

@@ -6,15 +6,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from sluice_operator import conditions
-from sluice_operator.conditions import Condition, Kind, Reason, condition
-from sluice_operator.standing import OWNER_BYTES, ROOM, Standing, Verdict
+from sluice_operator.health import health
+from sluice_operator.progress import accepted, programmed, ready
+from sluice_operator.reports import Recent
+from sluice_operator.standing import Standing
 from sluice_operator.state import Gate
+from sluice_operator.usage import Usage, hottest, last_refusal, pressure, shown_provider, shown_usage
 
-NAMED: Final = 3
-"""Pods that a message names; of more it gives the number."""
-SHOWN_PROBLEMS: Final = 3
-LONGEST_PROBLEM: Final = 250
-"""Bytes of one mistake in a message."""
 FIELDS: Final = (
     "observedGeneration", "conditions", "sidecars", "inForce",
     "usage", "hottest", "pressure", "lastRefusal", "provider",
@@ -22,8 +20,8 @@ FIELDS: Final = (
 """What the operator writes of a status."""
 
 
-def ours(status: Any) -> dict[str, Any]:
-    """What the operator wrote of a status; fields and conditions of others are left out."""
+def ours(status: object) -> dict[str, Any]:
+    """What the operator wrote of a status, or could have; fields and conditions of others are left out."""
     if not isinstance(status, Mapping):
         return {}
     kept = {name: status[name] for name in FIELDS if name in status}
@@ -33,72 +31,31 @@ def ours(status: Any) -> dict[str, Any]:
 
 
 def new_status(
-    standing: Standing,
-    gates: Sequence[Gate],
-    runs: Mapping[str, Mapping[str, int]],
-    old: Mapping[str, Any],
-    now: float,
+    standing: Standing, gates: Sequence[Gate], behind: Sequence[Gate], usage: Usage, old: Mapping[str, Any], now: float
 ) -> dict[str, Any]:
-    """The status of an object. `runs` is what is in each limits text, by its hash; `old` the status that stands now."""
-    running = [gate for gate in gates if _runs(gate, standing, runs)]
-    told = [_accepted(standing), _programmed(standing, gates, running)]
-    told.append(_ready(*told))
+    """The status of an object. `behind` are the gates that do not run its form in force; `old` is its status now."""
+    recent = usage.recent.get(standing.form.document.provider, Recent()) if standing.form else None
+    first, second = accepted(standing), programmed(standing.form, len(gates), behind)
+    told = (first, second, ready(first, second), *health(recent, usage))
     return {
         "observedGeneration": standing.generation,
         "conditions": conditions.written(told, standing.generation, conditions.by_type(old), now),
-        "sidecars": f"{len(running)}/{len(gates)}",
+        "sidecars": f"{len(gates) - len(behind)}/{len(gates)}",
         **({"inForce": {"generation": standing.form.generation}} if standing.form else {}),
+        **_of_calls(standing, usage, recent, old),
     }
 
 
-def _runs(gate: Gate, standing: Standing, runs: Mapping[str, Mapping[str, int]]) -> bool:
-    """True if the gate runs the form of the object that is in force."""
-    if gate.report is None or standing.form is None:
-        return False
-    return any(runs.get(file, {}).get(standing.uid) == standing.form.generation for file in gate.report.files)
-
-
-def _accepted(standing: Standing) -> Condition:
-    listed = "; ".join(
-        conditions.shortened(
-            f"{problem.field}: {problem.message}" if problem.field else problem.message, LONGEST_PROBLEM
-        )
-        for problem in standing.problems[:SHOWN_PROBLEMS]
-    )
-    more = len(standing.problems) - SHOWN_PROBLEMS
-    listed += f"; and {more} more" if more > 0 else ""
-    form = standing.form
-    left = f"Generation {form.generation} stays in force." if form else "Nothing of it is in force."
-    holds = standing.verdict is Verdict.ACCEPTED
-    message = {
-        Verdict.ACCEPTED: "The limits are sound, and in force.",
-        Verdict.INVALID: f"Generation {standing.generation} has mistakes: {listed}. {left}",
-        Verdict.CONFLICTED: f"Generation {standing.generation} contradicts an older object: {listed}. {left}",
-        Verdict.NO_ROOM: f"The limits of a namespace have {ROOM} bytes, {OWNER_BYTES} of them for each object, and the "
-        f"older objects leave too few: shorten this one, or remove another. {left}",
-    }[standing.verdict]
-    return condition(Kind.ACCEPTED, holds=holds, reason=Reason(standing.verdict), message=message)
-
-
-def _programmed(standing: Standing, gates: Sequence[Gate], running: Sequence[Gate]) -> Condition:
-    form = standing.form
-    if form is None:
-        message = "There is nothing that gates could run: see the condition Accepted."
-        return condition(Kind.PROGRAMMED, holds=False, reason=Reason.NOT_ACCEPTED, message=message)
-    if not gates:
-        message = "No pod with the label sluice.dev/gate=true runs in this namespace: nothing is limited yet."
-        return condition(Kind.PROGRAMMED, holds=False, reason=Reason.NO_GATES, message=message)
-    message = f"{len(running)} of {len(gates)} gates run generation {form.generation}."
-    if len(running) == len(gates):
-        return condition(Kind.PROGRAMMED, holds=True, reason=Reason.PROGRAMMED, message=message)
-    return condition(Kind.PROGRAMMED, holds=False, reason=Reason.PENDING, message=message)
-
-
-def _ready(accepted: Condition, programmed: Condition) -> Condition:
-    if accepted.truth is not conditions.Truth.TRUE:
-        message = "The present generation is not in force: see the condition Accepted."
-        return condition(Kind.READY, holds=False, reason=Reason.NOT_ACCEPTED, message=message)
-    if programmed.truth is not conditions.Truth.TRUE:
-        message = "Not every gate runs the present generation: see the condition Programmed."
-        return condition(Kind.READY, holds=False, reason=Reason.NOT_PROGRAMMED, message=message)
-    return condition(Kind.READY, holds=True, reason=Reason.READY, message="Every gate runs the present generation.")
+def _of_calls(standing: Standing, usage: Usage, recent: Recent | None, old: Mapping[str, Any]) -> dict[str, Any]:
+    """What the gates' reports tell; a field that says nothing is left out."""
+    if standing.form is None or recent is None or not usage.answered:
+        return {}
+    document, buckets = standing.form.document, usage.buckets.get(standing.uid, ())
+    told = {
+        "usage": shown_usage(document, buckets, recent),
+        "hottest": hottest(document, buckets),
+        "pressure": pressure(document, buckets, old.get("pressure"), complete=usage.complete),
+        "lastRefusal": last_refusal(document, buckets),
+        "provider": shown_provider(recent) if recent.throttled else None,
+    }
+    return {name: value for name, value in told.items() if value}

@@ -9,7 +9,7 @@ from typing import Any, Final
 
 from sluice import __version__
 from sluice.core.buckets import RECENT
-from sluice.core.keys import OVERFLOW, BucketKey
+from sluice.core.keys import OVERFLOW, OVERFLOW_SHOWN, BucketKey
 from sluice.core.limits import SECOND
 from sluice.core.states import BucketState, LastRefusal, Summary
 from sluice_sidecar.health import Health
@@ -18,8 +18,6 @@ from sluice_sidecar.recent import Tally
 
 MOST_BUCKETS: Final = 1000
 """Buckets in one answer; the fullest are shown."""
-OVERFLOW_SHOWN: Final = "(overflow)"
-"""How the bucket that newcomers share is called where people read."""
 
 Json = Any
 

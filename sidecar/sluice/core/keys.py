@@ -10,6 +10,8 @@ OVERFLOW: Final = "\x00overflow"
 
 NUL cannot stand in an HTTP header, so no caller that comes through Envoy can name it.
 """
+OVERFLOW_SHOWN: Final = "(overflow)"
+"""How the subject of that bucket is called where people read."""
 
 
 class Scope(StrEnum):

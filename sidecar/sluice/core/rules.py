@@ -6,7 +6,7 @@ by pattern before one for everybody; among those, likewise by model; among equal
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -105,12 +105,14 @@ class RuleBook:
     def limits_of(self, key: BucketKey) -> Limits:
         """The limits in force for a bucket that exists; unset limits if no rule speaks of it any more."""
         rules = self._scopes.get(key.provider, {}).get(key.scope, ())
-        rule = max(
-            (rule for rule in rules if rule.key_models == key.models),
-            key=lambda rule: _specificity(rule.subjects, key.subject),
-            default=None,
-        )
-        return Limits() if rule is None or _specificity(rule.subjects, key.subject) < 0 else rule.limits
+        rule = governing((rule for rule in rules if rule.key_models == key.models), key.subject)
+        return Limits() if rule is None else rule.limits
+
+
+def governing(rules: Iterable[Rule], subject: str) -> Rule | None:
+    """Of the rules of one scope and one set of models, the one that holds for the subject's bucket."""
+    rule = max(rules, key=lambda rule: _specificity(rule.subjects, subject), default=None)
+    return None if rule is None or _specificity(rule.subjects, subject) < 0 else rule
 
 
 def _most_specific(rules: Sequence[Rule], subject: str, model: str) -> Rule | None:

@@ -1,0 +1,285 @@
+"""What of the gates' reports belongs to one object: its part of the status.
+
+Two kinds of numbers
+    An object's own come from its buckets: `requestsPerMinute`, `tokensPerMinute`, `inFlight`, `hottest`, `pressure` and
+    `lastRefusal`. A bucket belongs to the object whose entry holds for it, as the gate itself decides that.
+
+    What became of calls (`rejected` and the other sums of five minutes, `provider`) is counted a provider, because a
+    call meets the entries of several scopes at once. Objects that share a provider show the same sums.
+
+Over several gates a bucket is as full as it is in the gate where it is fullest, since each gate counts its own calls;
+calls in flight and the sums of five minutes are added up.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import Any, Final, TypeAlias
+
+from sluice.config.types import ProviderLimits, SubjectKind
+from sluice.core.keys import OVERFLOW_SHOWN, BucketKey, Scope
+from sluice.core.limits import MAX_COUNT, Cap
+from sluice.core.rules import Rule, governing
+from sluice_operator.forms import Form
+from sluice_operator.reports import BucketReport, Recent, Refusal, Use
+from sluice_operator.state import Gate
+
+RECENT_SECONDS: Final = 300
+"""Seconds: an older refusal is not shown, and the gates' sums are of as long."""
+MOST_HOTTEST: Final = 5
+MOST_PRESSED: Final = 10
+HIGH, RELIEVED = 80, 70
+"""Percent of a window from which a bucket is under pressure, and below which it no longer is."""
+LONGEST_SUBJECT: Final = 64
+MOST_MODELS: Final = 5
+HASH_DIGITS: Final = 12
+LARGEST_PERCENT: Final = 9999
+
+Json: TypeAlias = Any
+
+
+@dataclass(frozen=True, slots=True)
+class Bucket:
+    """One bucket over all gates."""
+
+    key: BucketKey
+    in_flight: int
+    uses: Mapping[Cap, Use]
+    """Each cap as in the gate where it is fullest."""
+    last_refusal: Refusal | None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """Everything that the gates reported, by what it belongs to."""
+
+    answered: bool
+    """At least one gate has reported."""
+    complete: bool
+    """Every gate has."""
+    storeless: Sequence[str]
+    """Pods whose gates do not reach the store of their counts."""
+    buckets: Mapping[str, Sequence[Bucket]]
+    """By the uid of the object."""
+    recent: Mapping[str, Recent]
+    """By provider."""
+
+
+def gather(gates: Sequence[Gate], forms: Iterable[Form]) -> Usage:
+    """Sort what the gates reported by the objects that own these forms."""
+    answers = [gate.report for gate in gates if gate.report]
+    storeless = [gate.pod for gate in gates if gate.report and not gate.report.store_healthy]
+    whose = _Owners(forms)
+    buckets: dict[str, list[Bucket]] = {}
+    for bucket in _merged(each for report in answers for each in report.buckets):
+        if owner := whose.owner(bucket.key):
+            buckets.setdefault(owner, []).append(bucket)
+    recent: dict[str, Recent] = {}
+    for report in answers:
+        for provider, part in report.recent.items():
+            recent[provider] = _sum(recent[provider], part) if provider in recent else part
+    return Usage(bool(answers), len(answers) == len(gates), storeless, buckets, recent)
+
+
+class _Owners:
+    """The object whose entry holds for a bucket."""
+
+    def __init__(self, forms: Iterable[Form]) -> None:
+        self._uids: dict[Rule, str] = {}
+        self._rules: dict[tuple[str, Scope, str], list[Rule]] = {}
+        for form in forms:
+            for rule in form.rules:
+                # No two objects in force hold an equal rule: they would be rivals for the same calls.
+                self._uids[rule] = form.uid
+                self._rules.setdefault((rule.provider, rule.scope, rule.key_models), []).append(rule)
+
+    def owner(self, key: BucketKey) -> str | None:
+        rule = governing(self._rules.get((key.provider, key.scope, key.models), ()), key.subject)
+        return self._uids[rule] if rule else None
+
+
+def _merged(reports: Iterable[BucketReport]) -> list[Bucket]:
+    buckets: dict[BucketKey, Bucket] = {}
+    for each in reports:
+        known = buckets.get(each.key)
+        buckets[each.key] = Bucket(
+            each.key,
+            _added(known.in_flight if known else 0, each.in_flight),
+            _fuller(known.uses, each.uses) if known else each.uses,
+            _later(known.last_refusal if known else None, each.last_refusal),
+        )
+    return sorted(buckets.values(), key=lambda bucket: bucket.key)
+
+
+def _fuller(one: Mapping[Cap, Use], other: Mapping[Cap, Use]) -> dict[Cap, Use]:
+    return {cap: max((uses[cap] for uses in (one, other) if cap in uses), key=_rank) for cap in {**one, **other}}
+
+
+def _rank(use: Use) -> tuple[float, int, int]:
+    """By how full; the rest only makes the order a whole one. A cap of 0 is shut, not full."""
+    return (use.used / use.limit if use.limit else 0.0, use.used, use.limit)
+
+
+def _later(one: Refusal | None, other: Refusal | None) -> Refusal | None:
+    return min(filter(None, (one, other)), key=lambda refusal: refusal.seconds_ago, default=None)
+
+
+def _sum(one: Recent, other: Recent) -> Recent:
+    sums = {field.name: _added(getattr(one, field.name), getattr(other, field.name)) for field in fields(Recent)}
+    return Recent(**sums | {"last_throttled_status": max(one.last_throttled_status, other.last_throttled_status)})
+
+
+def _added(one: int, other: int) -> int:
+    return min(one + other, MAX_COUNT)
+
+
+def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Recent) -> dict[str, Json]:
+    """`status.usage` of an object."""
+    requests = _fullest(document, buckets, Cap.REQUESTS_PER_MINUTE)
+    tokens = _fullest(document, buckets, Cap.TOKENS_PER_MINUTE)
+    return {
+        **({"requestsPerMinute": f"{_shown(requests.used)}/{_shown(requests.limit)}"} if requests else {}),
+        **({"tokensPerMinute": f"{_percent(tokens)}%"} if tokens else {}),
+        "inFlight": _in_flight(buckets),
+        "rejected": _shown(recent.rejected),
+        "wouldReject": _shown(recent.would_reject),
+        "admitted": _shown(recent.admitted),
+        "committedTokens": _shown(recent.committed_tokens),
+        "estimatedCalls": _shown(recent.estimated),
+        **({"estimateError": f"{_error(recent)}%"} if recent.committed_tokens else {}),
+    }
+
+
+def shown_provider(recent: Recent) -> dict[str, Json]:
+    """`status.provider`: what the provider itself refused."""
+    return {"throttled": _shown(recent.throttled), "lastStatus": min(recent.last_throttled_status, 599)}
+
+
+def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[str, Json]]:
+    """`status.hottest`: the fullest buckets, each with its fullest cap."""
+    found = [(bucket, *max(bucket.uses.items(), key=lambda item: _rank(item[1]))) for bucket in buckets if bucket.uses]
+    found = [each for each in found if _percent(each[2]) >= 1]
+    found.sort(key=lambda each: (-_rank(each[2])[0], each[0].key))
+    return [
+        {
+            **_named(document, bucket.key, cap),
+            "used": _shown(use.used),
+            "limit": _shown(use.limit),
+            "percent": _percent(use),
+        }
+        for bucket, cap, use in found[:MOST_HOTTEST]
+    ]
+
+
+def pressure(
+    document: ProviderLimits, buckets: Sequence[Bucket], before: object, *, complete: bool
+) -> list[dict[str, Json]]:
+    """`status.pressure`: windows that are nearly used up. `before` is what stands there now.
+
+    One comes in at `HIGH` percent and is `Full` from 100 on; it keeps the higher level until it goes, below `RELIEVED`.
+    So a window that slides about a bound is told once. Those that are in stay before newcomers. Calls in flight are
+    left out: they go to their cap and back with every call. While a gate does not answer, what is not known to be
+    relieved stays.
+    """
+    levels = _levels(before)
+    percents: dict[_Id, int] = {}
+    for bucket in buckets:
+        for cap, use in bucket.uses.items():
+            if cap is not Cap.MAX_CONCURRENT:
+                place = _id(_named(document, bucket.key, cap))
+                percents[place] = max(percents.get(place, 0), _percent(use))
+    stays = [each for each in levels if percents.get(each, 0 if complete else RELIEVED) >= RELIEVED]
+    comes = [each for each in percents if each not in levels and percents[each] >= HIGH]
+    comes.sort(key=lambda each: (-percents[each], each))
+    return [
+        {**_of_id(each), "level": "Full" if percents.get(each, 0) >= 100 else levels.get(each, "High")}
+        for each in (*stays, *comes)[:MOST_PRESSED]
+    ]
+
+
+def last_refusal(document: ProviderLimits, buckets: Sequence[Bucket]) -> dict[str, Json] | None:
+    """`status.lastRefusal`: of the last five minutes; None if there was none."""
+    refused = [(bucket.last_refusal, bucket.key) for bucket in buckets if bucket.last_refusal]
+    refusal, key = min(refused, key=lambda each: (each[0].seconds_ago, each[1]), default=(None, None))
+    if refusal is None or key is None or refusal.seconds_ago > RECENT_SECONDS:
+        return None
+    named = _named(document, key, refusal.cap)
+    return {name: named[name] for name in ("scope", "subject", "cap")} | {"reason": refusal.reason}
+
+
+_Id: TypeAlias = tuple[str, str, tuple[str, ...], str]
+"""Scope, subject, models and cap, as they are shown."""
+
+
+def _id(named: Mapping[str, Json]) -> _Id:
+    return named["scope"], named["subject"], tuple(named.get("models", ())), named["cap"]
+
+
+def _of_id(place: _Id) -> dict[str, Json]:
+    scope, subject, models, cap = place
+    return {"scope": scope, "subject": subject, **({"models": list(models)} if models else {}), "cap": cap}
+
+
+def _levels(before: object) -> dict[_Id, str]:
+    """What stands in a status, which anybody may have written."""
+    try:
+        listed = [(_id(each), each["level"]) for each in before] if isinstance(before, list) else []
+        return {place: level for place, level in listed if level in ("High", "Full")}
+    except (KeyError, TypeError, AttributeError):
+        return {}
+
+
+def _named(document: ProviderLimits, key: BucketKey, cap: str) -> dict[str, Json]:
+    models = key.models.split(",") if key.models else []
+    more = [f"and {len(models) - MOST_MODELS} more"] if len(models) > MOST_MODELS else []
+    shown = [_printable(model) for model in models[:MOST_MODELS]] + more
+    named = {"scope": str(key.scope), "subject": shown_subject(document, key)}
+    return {**named, **({"models": shown} if shown else {}), "cap": str(cap)}
+
+
+def shown_subject(document: ProviderLimits, key: BucketKey) -> str:
+    """The subject as it may be kept in a status or an event.
+
+    What a caller's header says may be anything, and is kept as a hash, unless the object itself names it.
+    """
+    entries = [entry for entry in document.limits if entry.scope == key.scope]
+    from_header = any(entry.subject.kind is SubjectKind.HEADER for entry in entries)
+    public = {"", OVERFLOW_SHOWN} | {name for entry in entries for name in entry.subjects if "*" not in name}
+    if from_header and key.subject not in public:
+        return f"sha256-{hashlib.sha256(key.subject.encode()).hexdigest()[:HASH_DIGITS]}"
+    return _printable(key.subject)
+
+
+def _printable(text: str) -> str:
+    return "".join(c if c.isprintable() else "?" for c in text[:LONGEST_SUBJECT])
+
+
+def _fullest(document: ProviderLimits, buckets: Sequence[Bucket], cap: Cap) -> Use | None:
+    """The fullest window of a kind; where nobody called lately, an empty one of the smallest cap."""
+    if uses := [bucket.uses[cap] for bucket in buckets if cap in bucket.uses]:
+        return max(uses, key=_rank)
+    caps = [entry.limits.caps[cap] for entry in document.limits if cap in entry.limits.caps]
+    return Use(0, min(filter(None, caps), default=0)) if caps else None
+
+
+def _in_flight(buckets: Sequence[Bucket]) -> int:
+    """A call in flight is in one bucket of a scope at most, so the scope with the most knows the most of them."""
+    scopes: dict[Scope, int] = {}
+    for bucket in buckets:
+        scopes[bucket.key.scope] = _added(scopes.get(bucket.key.scope, 0), bucket.in_flight)
+    return max(scopes.values(), default=0)
+
+
+def _percent(use: Use) -> int:
+    return min(100 * use.used // use.limit, LARGEST_PERCENT) if use.limit else 0
+
+
+def _error(recent: Recent) -> int:
+    return min(100 * recent.estimate_error_tokens // recent.committed_tokens, LARGEST_PERCENT)
+
+
+def _shown(count: int) -> int:
+    """What every JSON reader holds exactly."""
+    return min(count, MAX_COUNT)

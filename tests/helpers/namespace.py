@@ -80,7 +80,7 @@ class Namespace:
             dict(self.written),
             self.bootstrap,
         )
-        return plan(copy.deepcopy(list(self.objects.values())), observed, self.now)
+        return plan(list(self.objects.values()), observed, self.now)
 
     def apply(self, made: Plan) -> None:
         """Do what a plan says."""

@@ -7,7 +7,7 @@ value, and a plan in which nothing changed reads none anew.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Final
@@ -24,8 +24,8 @@ from sluice.errors import InvalidDocument, Problem
 KEPT: Final = 4096
 """Forms that are kept: the objects of several large namespaces, some 5 KB each."""
 LARGEST_KEPT: Final = 8192
-"""Characters of a spec whose form is kept: a hundred times this size is read anew each time, so that nobody's specs
-fill the operator's memory."""
+"""Characters of a spec or a text whose form is kept. Larger ones, of which a namespace has room for some hundred, are
+read anew each time, so that nobody fills the operator's memory with them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,11 +51,10 @@ def form_of(manifest: Mapping[str, Any]) -> Form | tuple[Problem, ...]:
         spec = json.dumps(manifest.get("spec"))
     except (RecursionError, ValueError):
         return (Problem("", f"{KIND}/{metadata['name']}", "spec", "nests too deeply to be read"),)
-    read = _read if len(spec) <= LARGEST_KEPT else _read.__wrapped__
+    read = _read_once if len(spec) <= LARGEST_KEPT else _read
     return read(metadata["name"], metadata["uid"], metadata["generation"], spec)
 
 
-@lru_cache(KEPT)
 def _read(name: str, uid: str, generation: int, spec: str) -> Form | tuple[Problem, ...]:
     manifest = {"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": json.loads(spec)}
     try:
@@ -87,18 +86,29 @@ class Remembered:
 
     def last_good(self, name: str, uid: str, generation: int) -> Form | None:
         """The form in which this object stands in the text; not one that its present generation is older than."""
-        forms = (form for text in self._texts if uid in text for form in _remembered(text))
+        forms = (form for text in self._texts if uid in text for form in _forms_in(text))
         fits = (form for form in forms if (form.name, form.uid) == (name, uid) and 0 < form.generation <= generation)
         return next(fits, None)
 
 
-def _remembered(text: str) -> Iterator[Form]:
+def _forms_in(text: str) -> tuple[Form, ...]:
+    return _written_once(text) if len(text) <= LARGEST_KEPT else _written(text)
+
+
+def _written(text: str) -> tuple[Form, ...]:
+    """The forms in a part of a limits text, each with the object that it comes from."""
+    forms: list[Form] = []
     try:
         for _, tree in yamltext.read(text):
             metadata = tree.get("metadata") if isinstance(tree, dict) else None
             if isinstance(tree, dict) and isinstance(metadata, dict):
                 uid, generation = metadata.get("uid"), metadata.get("generation")
                 if isinstance(uid, str) and isinstance(generation, int):
-                    yield _form(tree, uid, generation)
+                    forms.append(_form(tree, uid, generation))
     except (yamltext.Unreadable, InvalidDocument):
-        return
+        return ()
+    return tuple(forms)
+
+
+_read_once: Final = lru_cache(KEPT)(_read)
+_written_once: Final = lru_cache(KEPT)(_written)

@@ -260,7 +260,8 @@ def _fullest(document: ProviderLimits, buckets: Sequence[Bucket], cap: Cap) -> U
     """The fullest window of a kind; where nobody called lately, an empty one of the smallest cap."""
     if uses := [bucket.uses[cap] for bucket in buckets if cap in bucket.uses]:
         return max(uses, key=_rank)
-    caps = [entry.limits.caps[cap] for entry in document.limits if cap in entry.limits.caps]
+    every = (getattr(entry.limits, cap.attribute) for entry in document.limits)
+    caps = [count for count in every if count is not None]
     return Use(0, min(filter(None, caps), default=0)) if caps else None
 
 

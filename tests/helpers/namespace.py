@@ -60,7 +60,9 @@ class Namespace:
     def __init__(self, *objects: Manifest, gates: Sequence[str] = (), bootstrap: str = "") -> None:
         self.objects = {each["metadata"]["name"]: each for each in objects}
         self.config_maps: dict[str, Manifest] = {}
-        self.gates = {pod: Gate(pod, f"uid-of-{pod}", "", None, "has not started") for pod in gates}
+        self.gates: dict[str, Gate] = {}
+        for pod in gates:
+            self.add_gate(pod)
         self.history: dict[str, Mapping[str, int]] = {}
         self.written: dict[str, float] = {}
         self.bootstrap = bootstrap
@@ -113,6 +115,10 @@ class Namespace:
         """Another operator takes over: it remembers nothing."""
         self.history.clear()
         self.written.clear()
+
+    def add_gate(self, pod: str) -> None:
+        """Start a gate that has not answered yet; one that runs already goes on."""
+        self.gates.setdefault(pod, Gate(pod, f"uid-of-{pod}", "", None, "refused the connection"))
 
     def answer(self, pod: str, **fields: Any) -> None:
         """Let a gate run the limits text as it is now, and answer so."""

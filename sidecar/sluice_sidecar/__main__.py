@@ -16,7 +16,10 @@ from typing import Final, TextIO, TypeVar
 from urllib.parse import urlencode
 
 from sluice import __version__
+from sluice.config import yamltext
 from sluice.config.document import to_manifest
+from sluice.config.merge import conflicts
+from sluice.config.render import document_text, limits_config_map, limits_text
 from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
@@ -46,6 +49,7 @@ examples:
   sluice check -f limits.yaml                 is every document right? what would be in force?
   sluice run -f limits.yaml --envoy           gate and Envoy; applications call http://127.0.0.1:10000/openai/v1
   sluice status --watch                       who has used what, as it changes
+  sluice render -f limits.yaml                the ConfigMap that the operator would write
   sluice envoy-config -f limits.yaml          the configuration for an Envoy of your own
 
 exit codes: 0 done; 1 failed (a port in use, no Envoy, no gate to ask); 2 bad input (arguments or limits)
@@ -79,6 +83,16 @@ examples:
   sluice status --watch                       again every second, until Ctrl-C
   sluice status --provider openai --scope User -o json
   sluice status --admin /run/sluice/admin.sock"""
+
+RENDER = """\
+Prints the ConfigMap of limits that the operator would write for these documents, one for each metadata.namespace,
+without asking a cluster: so each stands alone, with no owners, and is its first generation. Of documents that
+contradict each other the operator would take the oldest; here they are mistakes."""
+
+RENDER_EXAMPLES = """\
+examples:
+  sluice render -f limits.yaml
+  sluice render -f limits/ -f more.yaml       folders and files, taken together"""
 
 ENVOY_EXAMPLES = """\
 examples:
@@ -219,6 +233,21 @@ def _envoy_config(options: argparse.Namespace) -> int:
     return OK
 
 
+def _render(options: argparse.Namespace) -> int:
+    namespaces: dict[str, list[ProviderLimits]] = {}
+    for document in watch.documents(watch.read(options.file)):
+        namespaces.setdefault(document.namespace, []).append(document)
+    if problems := [problem for documents in namespaces.values() for problem in conflicts(documents)]:
+        raise InvalidDocument(problems)
+    texts = {
+        namespace: limits_text((document.name, document_text(document)) for document in documents)
+        for namespace, documents in sorted(namespaces.items())
+    } or {"": limits_text([])}
+    config_maps = (limits_config_map(text, namespace=namespace) for namespace, text in texts.items())
+    _say(yamltext.write(config_maps).rstrip("\n"))
+    return OK
+
+
 def _described(document: ProviderLimits) -> Iterator[str]:
     """A document in the words of the document: the provider on one line, and each entry on a line of its own."""
     manifest = to_manifest(document)["spec"]
@@ -257,6 +286,9 @@ def _parser() -> argparse.ArgumentParser:
     check = command("check", _check, "check limits documents", "Checks limits documents.", CHECK_EXAMPLES)
     _file_option(check, required=False)
     check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the same as -f FILE")
+    _file_option(
+        command("render", _render, "print the ConfigMap that the operator would write", RENDER, RENDER_EXAMPLES)
+    )
     _status_options(
         command("status", _status, "what a running gate has counted", "Asks a running gate.", STATUS_EXAMPLES)
     )

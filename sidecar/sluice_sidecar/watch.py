@@ -79,8 +79,13 @@ def read(paths: Sequence[Path]) -> Reading:
 
 def configuration(reading: Reading) -> Configuration:
     """What the files put in force together; raises `InvalidDocument` with every mistake of every file."""
+    return merge(documents(reading))
+
+
+def documents(reading: Reading) -> tuple[ProviderLimits, ...]:
+    """The documents of all files, each sound by itself; raises `InvalidDocument` with every mistake of every file."""
     problems = list(reading.problems)
-    documents: list[ProviderLimits] = []
+    sound: list[ProviderLimits] = []
     for source, content in reading.files:
         try:
             text = content.decode("utf-8-sig")
@@ -94,10 +99,10 @@ def configuration(reading: Reading) -> Configuration:
         if not found and next(yamltext.read(text), None) is None:
             # A file that is emptied is more often a slip than a wish to lift every limit; an empty List says that wish.
             problems.append(Problem(source, "", "", "holds no document: write one, or remove the file"))
-        documents += found
+        sound += found
     if problems:
         raise InvalidDocument(problems)
-    return merge(documents)
+    return tuple(sound)
 
 
 class Watch:

@@ -14,12 +14,15 @@ from typing import Any
 import aiohttp
 import grpc
 import pytest
+import yaml
 from grpc_health.v1 import health_pb2
 
 from helpers.envoy import short_folder
 from helpers.program import READY_SECONDS, Program, children, eventually, has_child, has_ended, running, sluice
 from helpers.system import limits
 from sluice import __version__
+from sluice.config.document import parse
+from sluice.config.render import content_hash
 from standin import StandIn
 
 BODY = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "a secret of the prompt"}]}
@@ -348,6 +351,48 @@ async def test_check_takes_a_file_without_its_flag_too(file: Path) -> None:
     assert (ended.code, ended.out.splitlines()[0].partition(": ")[0]) == (0, str(file))
 
 
+DOCUMENT = """
+apiVersion: sluice.dev/v1alpha1
+kind: ProviderLimits
+metadata: {{name: {name}, namespace: {namespace}}}
+spec:
+  provider: openai
+  limits: [{{scope: User, subject: {{apiKey: true}}, requestsPerMinute: 1}}]
+"""
+
+
+def write_documents(folder: Path, *places: tuple[str, str]) -> None:
+    for name, namespace in places:
+        (folder / f"{name}.yaml").write_text(DOCUMENT.format(name=name, namespace=namespace))
+
+
+async def test_render_prints_a_config_map_for_each_namespace_with_a_text_that_can_be_read(tmp_path: Path) -> None:
+    write_documents(tmp_path, ("first", "team-b"), ("second", "team-a"))
+
+    ended = await sluice("render", "-f", tmp_path)
+
+    assert (ended.code, ended.err) == (0, "")
+    config_maps = list(yaml.safe_load_all(ended.out))
+    assert [each["metadata"]["namespace"] for each in config_maps] == ["team-a", "team-b"]
+    texts = [each["data"]["limits.yaml"] for each in config_maps]
+    assert [[document.name for document in parse(text, "")] for text in texts] == [["second"], ["first"]]
+    assert [each["metadata"]["annotations"]["sluice.dev/content-hash"] for each in config_maps] == [
+        content_hash(text) for text in texts
+    ]
+
+
+async def test_render_tells_what_contradicts_in_one_namespace(tmp_path: Path) -> None:
+    write_documents(tmp_path, ("first", "team"), ("second", "team"))
+
+    ended = await sluice("render", "-f", tmp_path)
+
+    assert (ended.code, ended.out) == (2, "")
+    assert ended.err == (
+        f"{tmp_path}/second.yaml: ProviderLimits/second: spec.limits[0]: is for the same calls as spec.limits[0] of "
+        f"ProviderLimits/first in {tmp_path}/first.yaml: keep one of them\n"
+    )
+
+
 async def test_check_tells_every_mistake_of_every_file(tmp_path: Path) -> None:
     for name in ("a.yaml", "b.yaml"):
         (tmp_path / name).write_text("kind: Mistake")
@@ -408,7 +453,7 @@ async def test_the_version_is_the_library_s() -> None:
     assert (await sluice("--version")).out == f"sluice {__version__}\n"
 
 
-@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["status"], ["envoy-config"]])
+@pytest.mark.parametrize("command", [[], ["run"], ["check"], ["render"], ["status"], ["envoy-config"]])
 async def test_help_has_examples(command: list[str]) -> None:
     ended = await sluice(*command, "--help")
 

@@ -122,13 +122,14 @@ def _mistakes(tree: Tree) -> Iterator[Mistake]:
 def _built(tree: Tree, source: str) -> ProviderLimits:
     """The values of a sound tree."""
     document: Any = with_defaults(declaration.DOCUMENT, tree)
-    spec = _of_profile(document["spec"]["provider"]) | document["spec"]
+    metadata, spec = document["metadata"], _of_profile(document["spec"]["provider"]) | document["spec"]
+    namespace = metadata.get("namespace")
     subjects: dict[str, SubjectSource] = {}
     for entry in spec["limits"]:
         if "subject" in entry:
             subjects.setdefault(entry["scope"], _subject(entry["subject"]))
     return ProviderLimits(
-        name=document["metadata"]["name"],
+        name=metadata["name"],
         provider=spec["provider"],
         api=Api(spec["api"]),
         upstream=spec["upstream"],
@@ -136,6 +137,7 @@ def _built(tree: Tree, source: str) -> ProviderLimits:
         estimation=Estimation(spec["estimation"]["defaultOutputTokens"]),
         limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
         source=source,
+        namespace=namespace if isinstance(namespace, str) else "",
     )
 
 

@@ -72,3 +72,5 @@ class ProviderLimits:
     limits: tuple[LimitEntry, ...]
     source: str = field(default="", compare=False)
     """The file it was read from: for messages only."""
+    namespace: str = field(default="", compare=False)
+    """`metadata.namespace`, where the document has one: a gate does not look at it."""

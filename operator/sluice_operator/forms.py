@@ -48,9 +48,12 @@ def form_of(manifest: Mapping[str, Any]) -> Form | tuple[Problem, ...]:
     """The form of an object as the API's JSON has it, or every mistake in it."""
     metadata = manifest["metadata"]
     try:
-        spec = json.dumps(manifest.get("spec"))
-    except (RecursionError, ValueError):
+        spec = json.dumps(manifest.get("spec"), ensure_ascii=False)
+        spec.encode()
+    except RecursionError:
         return (Problem("", f"{KIND}/{metadata['name']}", "spec", "nests too deeply to be read"),)
+    except UnicodeEncodeError:
+        return (Problem("", f"{KIND}/{metadata['name']}", "spec", "holds text that is not valid Unicode"),)
     read = _read_once if len(spec) <= LARGEST_KEPT else _read
     return read(metadata["name"], metadata["uid"], metadata["generation"], spec)
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from sluice.config.merge import Configuration, Provider, conflicts, diff, merge
+from sluice.config.merge import Claims, Configuration, Provider, conflicts, diff, merge
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
@@ -191,3 +191,27 @@ def test_every_kind_of_change_is_told() -> None:
         "openai User alice gpt-5*: removed",
     )
     assert diff(new, merge([]))[0] == "acme: removed"
+
+
+def test_what_was_claimed_first_stays_with_its_document() -> None:
+    first, second = document(limit()), document(limit(), limit(subjects=("alice",)), name="second")
+    third = document(limit(subjects=("alice",)), name="third")
+    claims = Claims()
+    claims.add(first)
+    claims.add(second)
+
+    assert [problem.field for problem in claims.against(second)] == [
+        "metadata.name",
+        "spec.limits[0]",
+        "spec.limits[1]",
+    ]
+    assert [problem.message for problem in claims.against(third)] == [
+        "is for the same calls as spec.limits[1] of ProviderLimits/second in second.yaml: keep one of them"
+    ]
+
+
+def test_a_document_that_was_only_asked_about_claims_nothing() -> None:
+    claims = Claims()
+
+    assert list(claims.against(document(limit()))) == []
+    assert list(claims.against(document(limit(), name="second"))) == []

@@ -493,3 +493,24 @@ def test_a_spec_that_nests_without_end_is_a_mistake_of_its_object() -> None:
 
     assert namespace.verdict("deep") == ("False", "Invalid")
     assert in_force(namespace) == {"good": 60}
+
+
+def test_text_that_no_gate_could_read_is_a_mistake_of_its_object() -> None:
+    namespace = Namespace(limits_object("good", entry()), limits_object("bad", entry(match={"subjects": ["\ud800"]})))
+    namespace.round()
+
+    assert namespace.verdict("bad") == ("False", "Invalid")
+    assert in_force(namespace) == {"good": 60}
+
+
+def test_a_config_map_that_somebody_made_immutable_is_made_anew() -> None:
+    namespace = Namespace(limits_object("openai", entry(1)))
+    namespace.round()
+    namespace.config_maps[LIMITS]["immutable"] = True
+    assert namespace.plan().writes == ()
+    namespace.edit("openai", {"provider": "openai", "limits": [entry(2)]})
+
+    writes = [type(write) for _ in range(3) for write in namespace.round().writes]
+
+    assert writes == [DeleteConfigMap, ApplyConfigMap]
+    assert in_force(namespace) == {"openai": 2}

@@ -112,8 +112,11 @@ class Plan:
     statuses: tuple[WriteStatus, ...]
     events: tuple[EmitEvent, ...]
     rendered: tuple[str, Mapping[str, int]]
-    """The content hash of the limits text that is in force after this plan, and what is in it: uid -> generation. What
-    the caller adds to `Observed.history`."""
+    """The content hash of the limits text that is in force after this plan, and what is in it: uid -> generation. The
+    caller adds it to `Observed.history`."""
+    found: tuple[str, Mapping[str, int]]
+    """The same of the text that was found, to be added first: gates run it for a while yet, and after a restart this is
+    the only plan that sees it."""
 
 
 def plan(objects: Sequence[Mapping[str, Any]], observed: Observed, now: float) -> Plan:
@@ -127,12 +130,13 @@ def plan(objects: Sequence[Mapping[str, Any]], observed: Observed, now: float) -
     text = limits_text((form.name, form.text) for form in forms)
     digest = content_hash(text)
     rendered = {form.uid: form.generation for form in forms}
-    before = {form.uid: form.generation for form in forms if remembered.holds(form)}
-    running = Running(observed.gates, {remembered.digest: before, **observed.history, digest: rendered})
+    known = observed.history.get(remembered.digest, {})
+    found = {**known, **{form.uid: form.generation for form in forms if remembered.holds(form)}}
+    running = Running(observed.gates, {**observed.history, remembered.digest: found, digest: rendered})
     statuses, events = _statuses(standing, observed, running, gather(observed.gates, forms), now)
     wanted = _config_maps(text, standing, observed) if standing or observed.gates else {}
     writes = (*_config_map_writes(wanted, observed), *_annotations(digest, observed))
-    return Plan(writes, statuses, events, (digest, rendered))
+    return Plan(writes, statuses, events, (digest, rendered), (remembered.digest, found))
 
 
 def _statuses(

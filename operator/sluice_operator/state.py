@@ -30,8 +30,8 @@ class Observed:
     """Those of our names that exist, by name, as the API's JSON."""
     gates: tuple[Gate, ...] = ()
     history: Mapping[str, Mapping[str, int]] = field(default_factory=dict)
-    """Content hash of a limits text -> what was in it: uid -> generation. Of the texts of late, as many as the caller
-    cares to keep: a gate that runs a text which is not here counts as running none of it."""
+    """Content hash of a limits text -> what was in it: uid -> generation. `Plan.found` and `Plan.rendered` of late, as
+    many as the caller cares to keep: a gate that runs a text which is not here counts as running none of it."""
     written: Mapping[str, float] = field(default_factory=dict)
     """uid of an object -> when its status was last written; on the clock of `now`."""
     bootstrap: str = ""

@@ -101,8 +101,7 @@ class Namespace:
             assert self.now - self.written.get(status.uid, -5.0) >= 5.0
             self.objects[status.name]["status"] = copy.deepcopy(dict(status.status))
             self.written[status.uid] = self.now
-        digest, forms = made.rendered
-        self.history[digest] = forms
+        self.history.update([made.found, made.rendered])
 
     def round(self) -> Plan:
         """Plan, do it, and let six seconds pass."""

@@ -8,7 +8,8 @@ Theory of operation
     Done twice, nothing is written twice: every write is planned only where what is there differs from what should be.
 
 Cost
-    A thousand objects and three gates, on one core: 0.2 s where one object has changed, 2.2 s for the first plan.
+    A thousand objects and three gates, on one core: 0.07 s where one object has changed (0.2 s on a busy machine), and
+    2 to 3 s for the first plan, which reads and writes the YAML of all.
 """
 
 from __future__ import annotations

@@ -1,5 +1,6 @@
 # Everything is installed into this folder: uv and Envoy into .tools/, Python packages into .venv/.
-# Needed beforehand: make, Python 3.11 or later with its venv module, and a C toolchain.
+# Needed beforehand: make, Python 3.11 or later with its venv module, and a C toolchain; for the operator's tests Go, or
+# KUBEBUILDER_ASSETS.
 #
 #   make setup PYTHON=python3.12      another interpreter
 #   make test ENVOY=/usr/bin/envoy    an Envoy of your own, in place of the pinned one
@@ -18,6 +19,8 @@ export UV_CACHE_DIR := $(CURDIR)/.tools/cache
 BIN := .venv/bin
 UV := .tools/uv/bin/uv
 READY := .venv/.ready
+# A shell command, so that only what needs a control plane looks for it, or builds it.
+KUBE_ASSETS := $$(tests/kube-assets/build.sh)
 SOURCES := $(wildcard sidecar operator tests examples)
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
@@ -68,9 +71,9 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 
 ##### Test
 
-.PHONY: test test-quick test-contract test-integration
-test: setup ## Every test (ARGS="-k name": some of them)
-	$(BIN)/pytest $(ARGS)
+.PHONY: test test-quick test-contract test-integration test-operator kube-assets
+test: setup kube-assets ## Every test (ARGS="-k name": some of them)
+	KUBEBUILDER_ASSETS=$(KUBE_ASSETS) $(BIN)/pytest $(ARGS)
 
 test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
 	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
@@ -80,6 +83,12 @@ test-contract: $(READY) ## The gRPC services over real channels
 
 test-integration: setup ## Through a real Envoy
 	$(BIN)/pytest tests/integration $(ARGS)
+
+test-operator: $(READY) kube-assets ## The operator on a real kube-apiserver
+	KUBEBUILDER_ASSETS=$(KUBE_ASSETS) $(BIN)/pytest tests/operator $(ARGS)
+
+kube-assets: ## Build kube-apiserver and etcd for the tests, once, with Go (KUBEBUILDER_ASSETS=DIR: those of your own)
+	@tests/kube-assets/build.sh > /dev/null
 
 .PHONY: check format coverage
 check: $(READY) ## Format, lint, types, import contracts, layout

@@ -1,0 +1,38 @@
+"""One control plane for all of these tests, and a namespace for each."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterator
+from itertools import count
+
+import pytest
+
+from helpers.envoy import ROOT
+from helpers.kube.client import NAMESPACES, Client, client
+from helpers.kube.control_plane import ControlPlane, running
+
+CRD = ROOT / "crds/providerlimits.yaml"
+numbers = count(1)
+
+
+@pytest.fixture(scope="session")
+def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    with running(tmp_path_factory.mktemp("control-plane")) as plane:
+        if CRD.exists():
+            plane.kubectl("create", "-f", str(CRD))
+            plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")
+        yield plane
+
+
+@pytest.fixture
+async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
+    """The administrator, in a namespace that is new."""
+    name = f"team-{next(numbers)}"
+    async with client(control_plane) as user:
+        await user.create(NAMESPACES, {"metadata": {"name": name}})
+        yield user.inside(name)
+
+
+@pytest.fixture
+def namespace(admin: Client) -> str:
+    return admin.namespace

@@ -18,9 +18,15 @@ numbers = count(1)
 @pytest.fixture(scope="session")
 def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with running(tmp_path_factory.mktemp("control-plane")) as plane:
-        if CRD.exists():
-            plane.kubectl("create", "-f", str(CRD))
-            plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")
+        _install(plane)
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def own_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """One that a test may break, or that has to collect garbage: its module's own."""
+    with running(tmp_path_factory.mktemp("own-control-plane"), collects_garbage=True) as plane:
+        _install(plane)
         yield plane
 
 
@@ -36,3 +42,9 @@ async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
 @pytest.fixture
 def namespace(admin: Client) -> str:
     return admin.namespace
+
+
+def _install(plane: ControlPlane) -> None:
+    if CRD.exists():
+        plane.kubectl("create", "-f", str(CRD))
+        plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")

@@ -19,8 +19,6 @@ export UV_CACHE_DIR := $(CURDIR)/.tools/cache
 BIN := .venv/bin
 UV := .tools/uv/bin/uv
 READY := .venv/.ready
-# A shell command, so that only what needs a control plane looks for it, or builds it.
-KUBE_ASSETS := $$(tests/kube-assets/build.sh)
 SOURCES := $(wildcard sidecar operator tests examples)
 COMPILE := $(UV) pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-annotate --custom-compile-command 'make lock'
 
@@ -73,7 +71,7 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 
 .PHONY: test test-quick test-contract test-integration test-operator kube-assets
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
-	KUBEBUILDER_ASSETS=$(KUBE_ASSETS) $(BIN)/pytest $(ARGS)
+	$(BIN)/pytest $(ARGS)
 
 test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
 	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
@@ -84,8 +82,8 @@ test-contract: $(READY) ## The gRPC services over real channels
 test-integration: setup ## Through a real Envoy
 	$(BIN)/pytest tests/integration $(ARGS)
 
-test-operator: $(READY) kube-assets ## The operator on a real kube-apiserver
-	KUBEBUILDER_ASSETS=$(KUBE_ASSETS) $(BIN)/pytest tests/operator $(ARGS)
+test-operator: setup kube-assets ## The operator on a real kube-apiserver
+	$(BIN)/pytest tests/operator $(ARGS)
 
 kube-assets: ## Build kube-apiserver and etcd for the tests, once, with Go (KUBEBUILDER_ASSETS=DIR: those of your own)
 	@tests/kube-assets/build.sh > /dev/null

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import time
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -15,6 +14,7 @@ from helpers.kube.client import CONFIG_MAPS, PODS, ApiError, Client, Watched, cl
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.kubelet import DELAY, kubelet
 from helpers.kube.proxy import proxied
+from helpers.program import eventually
 
 
 async def test_a_user_without_rights_is_refused(control_plane: ControlPlane, admin: Client) -> None:
@@ -67,8 +67,7 @@ async def test_a_kubelet_projects_a_config_map_soon_after_the_pod_is_annotated(a
         await admin.patch(CONFIG_MAPS, "sluice-limits", limits("second"))
         started = time.monotonic()
         await admin.patch(PODS, "gate-0", {"metadata": {"annotations": {"sluice.dev/limits": "second"}}})
-        while file.read_text() == "first":
-            await asyncio.sleep(0.01)
+        await eventually(lambda: projected(file, "second"))
     assert DELAY <= time.monotonic() - started < 2
 
 
@@ -92,6 +91,10 @@ async def test_a_proxy_ends_watches_as_expired(control_plane: ControlPlane, admi
             await proxy.expire_watches()
             with pytest.raises(ApiError, match="410: too old resource version"):
                 await anext(changes)
+
+
+async def projected(file: Path, text: str) -> bool:
+    return file.read_text() == text  # noqa: ASYNC240  a small file
 
 
 async def until(changes: AsyncIterator[Watched], name: str) -> AsyncIterator[Watched]:

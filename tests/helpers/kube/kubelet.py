@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import os
 import shutil
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
@@ -114,7 +113,7 @@ def project(volume: Path, data: Mapping[str, str], number: int) -> None:
     old = volume.joinpath("..data").resolve() if (volume / "..data").exists() else None
     link = volume / "..data_tmp"
     link.symlink_to(new.name)
-    os.replace(link, volume / "..data")
+    link.replace(volume / "..data")
     for key in data:
         if not (volume / key).is_symlink():
             (volume / key).symlink_to(f"..data/{key}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -55,10 +55,17 @@ class Client:
     session: aiohttp.ClientSession
     url: str
     namespace: str = "default"
+    headers: tuple[tuple[str, str], ...] = ()
+    """Of every call."""
 
     def inside(self, namespace: str) -> Client:
         """The same user in another namespace."""
-        return Client(self.session, self.url, namespace)
+        return replace(self, namespace=namespace)
+
+    def as_user(self, user: str, *groups: str) -> Client:
+        """Somebody else, by impersonation, which an administrator may. A service account is in its groups by itself."""
+        asked = [("Impersonate-User", user), *(("Impersonate-Group", group) for group in groups)]
+        return replace(self, headers=tuple(asked))
 
     async def get(self, kind: Kind, name: str) -> Object:
         return await self._call("GET", self._path(kind, name))
@@ -92,12 +99,17 @@ class Client:
     async def delete(self, kind: Kind, name: str, **options: Any) -> None:
         await self._call("DELETE", self._path(kind, name), options)
 
+    async def delete_all(self, kind: Kind) -> None:
+        """Every object of the namespace, at once."""
+        await self._call("DELETE", self._path(kind), {"gracePeriodSeconds": 0})
+
     @asynccontextmanager
     async def watch(self, kind: Kind, **query: str) -> AsyncIterator[AsyncIterator[Watched]]:
         """Every change from now on; objects that are there already come first, as ADDED."""
-        async with self.session.get(self.url + self._path(kind), params={"watch": "true", **query}) as answer:
+        url, query = self.url + self._path(kind), {"watch": "true", **query}
+        async with self.session.get(url, params=query, headers=self.headers) as answer:
             if answer.status != 200:
-                raise ApiError(answer.status, (await answer.json())["message"])
+                raise ApiError(answer.status, _message(await answer.text()))
             yield _events(answer)
 
     def _path(self, kind: Kind, name: str = "") -> str:
@@ -117,7 +129,7 @@ class Client:
             self.url + path,
             params=query,
             data=None if body is None else json.dumps(body),
-            headers={"Content-Type": content_type},
+            headers=(("Content-Type", content_type), *self.headers),
         ) as answer:
             text = await answer.text()
             if answer.status >= 300:

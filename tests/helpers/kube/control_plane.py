@@ -6,33 +6,27 @@ process ends with the test run, even one that is killed.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
-import signal
+import shutil
 import ssl
 import subprocess
-import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
-from helpers.envoy import ROOT, free_port
+from helpers.envoy import ROOT
+from helpers.kube.audit import POLICY, Audited, audited
 from helpers.kube.pki import Authority, signing_key
+from helpers.kube.process import Process, lasting_ports
 
 READY_SECONDS = 40
-TETHER = ROOT / "sidecar/sluice_sidecar/tether.py"
 ADMIN = "admin"
-
-AUDIT_POLICY = {
-    "apiVersion": "audit.k8s.io/v1",
-    "kind": "Policy",
-    "omitStages": ["RequestReceived", "ResponseStarted"],
-    "rules": [{"level": "Metadata"}],
-}
+CONTROLLER_MANAGER = "kube-controller-manager"
 
 
 def kube_assets() -> Path:
@@ -48,89 +42,30 @@ def kube_assets() -> Path:
     return Path(found.stdout.strip())
 
 
-class Process:
-    """A program of the control plane: started, killed, paused and started again with the same arguments."""
-
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
-        self.name = name
-        self._command = command
-        self._log = log
-        self._process: subprocess.Popen[bytes] | None = None
-
-    def start(self) -> None:
-        with self._log.open("ab") as log:
-            self._process = subprocess.Popen(
-                [sys.executable, str(TETHER), str(os.getpid()), *self._command],
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-            )
-
-    def send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
-            self._process.send_signal(number)
-
-    def pause(self) -> None:
-        """Stop it as it stands: its connections stay open, and nothing answers."""
-        self.send(signal.SIGSTOP)
-
-    def resume(self) -> None:
-        self.send(signal.SIGCONT)
-
-    def kill(self) -> None:
-        """End it without a word to anybody."""
-        self._end(signal.SIGKILL)
-
-    def stop(self) -> None:
-        self._end(signal.SIGTERM)
-
-    def _end(self, number: signal.Signals) -> None:
-        if self._process is None:
-            return
-        self.send(signal.SIGCONT)
-        self.send(number)
-        try:
-            self._process.wait(10)
-        except subprocess.TimeoutExpired:
-            self._process.kill()
-            self._process.wait()
-        self._process = None
-
-    def check(self) -> None:
-        """Raise with the end of its log if it has ended by itself."""
-        if self._process is not None and self._process.poll() is not None:
-            raise AssertionError(f"{self.name} has ended:\n{self._log.read_text()[-3000:]}")
-
-
 class ControlPlane:
     """Use it by `running`."""
 
-    def __init__(self, folder: Path, *, collects_garbage: bool = False) -> None:
+    def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.assets = kube_assets()
         self.authority = Authority(_made(folder / "pki"))
-        self._port = free_port()
+        self._port, clients, peers = lasting_ports(3)
         self.url = f"https://127.0.0.1:{self._port}"
         self.admin = self.kubeconfig(ADMIN, ["system:masters"])
-        self.audit_log = folder / "audit.log"
-        peers, clients = free_port(), free_port()
         self._etcd_url = f"http://127.0.0.1:{clients}"
         self.etcd = self._process("etcd", self._etcd_arguments(peers))
-        self.api_server = self._process("kube-apiserver", self._api_server_arguments(collects_garbage))
-        self.controller_manager: Process | None = None
-        if collects_garbage:
-            self.controller_manager = self._process("kube-controller-manager", self._controller_manager_arguments())
+        self.api_server = self._process("kube-apiserver", self._api_server_arguments())
 
     def start(self) -> None:
         self.etcd.start()
         self.api_server.start()
         self.wait_until_ready()
-        if self.controller_manager is not None:
-            self.controller_manager.start()
 
     def stop(self) -> None:
-        for process in filter(None, (self.controller_manager, self.api_server, self.etcd)):
-            process.stop()
+        """End it. What was stored is gone, the logs stay."""
+        self.api_server.kill()
+        self.etcd.kill()
+        shutil.rmtree(self._etcd_data, ignore_errors=True)
 
     def wait_until_ready(self) -> None:
         """Until the API server says so, and has made the namespace `default`."""
@@ -139,9 +74,30 @@ class ControlPlane:
             self.etcd.check()
             self.api_server.check()
             if time.monotonic() > end:
-                log = (self.folder / "kube-apiserver.log").read_text()[-3000:]
-                raise TimeoutError(f"the API server is not ready after {READY_SECONDS} s:\n{log}")
+                raise TimeoutError(f"the API server is not ready after {READY_SECONDS} s:\n{self.api_server.tail}")
             time.sleep(0.05)  # a program of others: there is nothing to wait on
+
+    async def until_ready(self) -> None:
+        """The same, while the event loop goes on."""
+        await asyncio.to_thread(self.wait_until_ready)
+
+    @contextmanager
+    def collecting_garbage(self) -> Iterator[Process]:
+        """With the controller manager, for a while: it deletes what has lost its owner, and what a namespace held.
+
+        It looks for new kinds every 30 s, so let a CRD be there before. It takes some seconds until it begins.
+        """
+        if not (self.assets / CONTROLLER_MANAGER).exists():
+            raise FileNotFoundError(
+                f"there is no {CONTROLLER_MANAGER} beside the API server: `make kube-assets` builds it"
+            )
+        process = self._process(CONTROLLER_MANAGER, self._controller_manager_arguments())
+        process.start()
+        try:
+            yield process
+            process.check()
+        finally:
+            process.kill()
 
     def kubeconfig(self, user: str, groups: Iterable[str] = (), server: str | None = None) -> Path:
         """A kubeconfig for this identity, with a certificate of its own."""
@@ -184,9 +140,17 @@ class ControlPlane:
             command, input=stdin, capture_output=True, text=True, check=False, timeout=30, env=environment
         )
 
-    def audit(self) -> list[dict[str, Any]]:
-        """Every call that has been answered so far."""
-        return [json.loads(line) for line in self.audit_log.read_text().splitlines()]
+    def audit(self) -> list[Audited]:
+        """Every call that has ended so far, but those of the API server to itself."""
+        return audited(self._audit_log)
+
+    @property
+    def _audit_log(self) -> Path:
+        return self.folder / "audit.log"
+
+    @property
+    def _etcd_data(self) -> Path:
+        return self.folder / "etcd"
 
     def _answers(self, path: str) -> bool:
         try:
@@ -201,7 +165,7 @@ class ControlPlane:
     def _etcd_arguments(self, peers: int) -> list[str]:
         peer_url = f"http://127.0.0.1:{peers}"
         return [
-            f"--data-dir={self.folder / 'etcd'}",
+            f"--data-dir={self._etcd_data}",
             f"--listen-client-urls={self._etcd_url}",
             f"--advertise-client-urls={self._etcd_url}",
             f"--listen-peer-urls={peer_url}",
@@ -210,13 +174,11 @@ class ControlPlane:
             "--unsafe-no-fsync",
         ]
 
-    def _api_server_arguments(self, collects_garbage: bool) -> list[str]:
+    def _api_server_arguments(self) -> list[str]:
         certificate, key = self.authority.issue("kube-apiserver", "kube-apiserver")
         tokens = signing_key(self.folder / "pki" / "service-accounts.key")
         policy = self.folder / "audit-policy.json"
-        policy.write_text(json.dumps(AUDIT_POLICY))
-        # Without the controller manager nobody makes the service account that every pod would wait for.
-        off = [] if collects_garbage else ["--disable-admission-plugins=ServiceAccount"]
+        policy.write_text(json.dumps(POLICY))
         return [
             f"--etcd-servers={self._etcd_url}",
             "--bind-address=127.0.0.1",
@@ -231,32 +193,28 @@ class ControlPlane:
             f"--service-account-key-file={tokens}",
             f"--service-account-signing-key-file={tokens}",
             f"--audit-policy-file={policy}",
-            f"--audit-log-path={self.folder / 'audit.log'}",
+            f"--audit-log-path={self._audit_log}",
             "--audit-log-mode=blocking",
             "--profiling=false",
-            *off,
+            # Nobody makes the service account that every pod would wait for.
+            "--disable-admission-plugins=ServiceAccount",
         ]
 
     def _controller_manager_arguments(self) -> list[str]:
-        user = self.kubeconfig("system:kube-controller-manager")
+        # With rights of its own: else each controller would have a service account, which takes two more controllers.
+        user = self.kubeconfig(f"system:{CONTROLLER_MANAGER}", ["system:masters"])
         return [
             f"--kubeconfig={user}",
-            f"--authentication-kubeconfig={user}",
-            f"--authorization-kubeconfig={user}",
-            "--bind-address=127.0.0.1",
-            f"--secure-port={free_port()}",
+            "--secure-port=0",
             "--leader-elect=false",
-            "--controllers=garbage-collector-controller,namespace-controller,serviceaccount-controller",
-            "--use-service-account-credentials=false",
-            f"--service-account-private-key-file={self.folder / 'pki' / 'service-accounts.key'}",
-            f"--root-ca-file={self.authority.file}",
+            "--controllers=garbage-collector-controller,namespace-controller",
         ]
 
 
 @contextmanager
-def running(folder: Path, *, collects_garbage: bool = False) -> Iterator[ControlPlane]:
+def running(folder: Path) -> Iterator[ControlPlane]:
     """A control plane for a while."""
-    plane = ControlPlane(folder, collects_garbage=collects_garbage)
+    plane = ControlPlane(folder)
     try:
         plane.start()
         yield plane

@@ -19,6 +19,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import pytest
+
 from helpers.envoy import ROOT
 from helpers.kube.audit import POLICY, Audited, audited
 from helpers.kube.pki import Authority, signing_key
@@ -30,13 +32,9 @@ CONTROLLER_MANAGER = "kube-controller-manager"
 
 
 def kube_assets() -> Path:
-    """The folder with the binaries. Raises `FileNotFoundError` that says how to get them."""
-    named = os.environ.get("KUBEBUILDER_ASSETS")
-    if named:
-        return Path(named)
-    found = subprocess.run(
-        [str(ROOT / "tests/kube-assets/build.sh"), "--find"], capture_output=True, text=True, check=False
-    )
+    """The folder with the programs. Raises `FileNotFoundError` that says how to get them."""
+    script = str(ROOT / "tests/kube-assets/build.sh")
+    found = subprocess.run([script, "--find"], capture_output=True, text=True, check=False)
     if found.returncode:
         raise FileNotFoundError(found.stderr.strip())
     return Path(found.stdout.strip())
@@ -85,12 +83,11 @@ class ControlPlane:
     def collecting_garbage(self) -> Iterator[Process]:
         """With the controller manager, for a while: it deletes what has lost its owner, and what a namespace held.
 
-        It looks for new kinds every 30 s, so let a CRD be there before. It takes some seconds until it begins.
+        It looks for new kinds every 30 s, so let a CRD be there before. It takes some seconds until it begins. Skips the
+        test if there is none: what setup-envtest fetches has none.
         """
         if not (self.assets / CONTROLLER_MANAGER).exists():
-            raise FileNotFoundError(
-                f"there is no {CONTROLLER_MANAGER} beside the API server: `make kube-assets` builds it"
-            )
+            pytest.skip(f"the programs that KUBEBUILDER_ASSETS names are without {CONTROLLER_MANAGER}")
         process = self._process(CONTROLLER_MANAGER, self._controller_manager_arguments())
         process.start()
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
 from itertools import count
 
 import pytest
@@ -23,18 +24,43 @@ def control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlP
 
 
 @pytest.fixture(scope="module")
-def own_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """One that its module's tests may break; whoever breaks it mends it."""
+def _spare_control_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with running(tmp_path_factory.mktemp("own-control-plane")) as plane:
         _install(plane)
         yield plane
 
 
 @pytest.fixture
+def own_control_plane(_spare_control_plane: ControlPlane) -> Iterator[ControlPlane]:
+    """One that a test may break: its module's own, mended after each test."""
+    yield _spare_control_plane
+    _spare_control_plane.mend()
+
+
+@pytest.fixture
 async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
     """The administrator, in a namespace that is new."""
+    async with _new_namespace(control_plane) as user:
+        yield user
+
+
+@pytest.fixture
+async def own_admin(own_control_plane: ControlPlane) -> AsyncIterator[Client]:
+    """The administrator of the control plane that may be broken, in a namespace that is new."""
+    async with _new_namespace(own_control_plane) as user:
+        yield user
+        own_control_plane.mend()
+
+
+@pytest.fixture
+def namespace(admin: Client) -> str:
+    return admin.namespace
+
+
+@asynccontextmanager
+async def _new_namespace(plane: ControlPlane) -> AsyncIterator[Client]:
     name = f"team-{next(numbers)}"
-    async with client(control_plane) as user:
+    async with client(plane) as user:
         await user.create(NAMESPACES, {"metadata": {"name": name}})
         inside = user.inside(name)
         yield inside
@@ -42,11 +68,6 @@ async def admin(control_plane: ControlPlane) -> AsyncIterator[Client]:
         for kind in (LIMITS, PODS) if CRD.exists() else (PODS,):
             await inside.delete_all(kind)
         await user.delete(NAMESPACES, name)
-
-
-@pytest.fixture
-def namespace(admin: Client) -> str:
-    return admin.namespace
 
 
 def _install(plane: ControlPlane) -> None:

@@ -84,40 +84,45 @@ async def test_the_namespace_of_a_test_is_empty(admin: Client) -> None:
     assert await names(admin) == []
 
 
-async def test_objects_and_the_address_outlive_an_api_server_that_is_killed(own_control_plane: ControlPlane) -> None:
-    async with client(own_control_plane) as user:
-        await user.create(CONFIG_MAPS, config_map("kept"))
-        own_control_plane.api_server.kill()
-        with pytest.raises(aiohttp.ClientConnectionError):
-            await user.list(CONFIG_MAPS)
-        own_control_plane.api_server.start()
-        await own_control_plane.until_ready()
-        assert "kept" in await names(user)
+async def test_objects_and_the_address_outlive_an_api_server_that_is_killed(
+    own_control_plane: ControlPlane, own_admin: Client
+) -> None:
+    await own_admin.create(CONFIG_MAPS, config_map("kept"))
+    own_control_plane.api_server.kill()
+    with pytest.raises(aiohttp.ClientConnectionError):
+        await own_admin.list(CONFIG_MAPS)
+    own_control_plane.api_server.start()
+    await own_control_plane.until_ready()
+    assert await names(own_admin) == ["kept"]
 
 
-async def test_an_api_server_that_is_paused_answers_when_it_goes_on(own_control_plane: ControlPlane) -> None:
-    async with client(own_control_plane) as user:
-        await user.list(CONFIG_MAPS)
-        own_control_plane.api_server.pause()
-        answer = asyncio.create_task(user.create(CONFIG_MAPS, config_map("late")))
-        done, _ = await asyncio.wait({answer}, timeout=0.5)
-        own_control_plane.api_server.resume()
-        assert not done
-        assert (await answer)["metadata"]["name"] == "late"
+async def test_an_api_server_that_is_paused_answers_when_it_goes_on(
+    own_control_plane: ControlPlane, own_admin: Client
+) -> None:
+    own_control_plane.api_server.pause()
+    answer = asyncio.create_task(own_admin.create(CONFIG_MAPS, config_map("late")))
+    done, _ = await asyncio.wait({answer}, timeout=0.5)
+    own_control_plane.api_server.resume()
+    assert not done
+    assert (await answer)["metadata"]["name"] == "late"
 
 
-async def test_what_has_lost_its_owner_is_collected(own_control_plane: ControlPlane) -> None:
-    async with client(own_control_plane) as user:
-        owner = await user.create(CONFIG_MAPS, config_map("owner"))
-        reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
-        await user.create(CONFIG_MAPS, {"metadata": {"name": "owned", "ownerReferences": [reference]}})
-        async with user.watch(CONFIG_MAPS) as changes:
-            await user.delete(CONFIG_MAPS, "owner")
-            with own_control_plane.collecting_garbage():
-                async for change in changes:
-                    if (change.change, change.object["metadata"]["name"]) == ("DELETED", "owned"):
-                        break
-        assert "owned" not in await names(user)
+async def test_what_a_test_breaks_is_mended(own_control_plane: ControlPlane, own_admin: Client) -> None:
+    own_control_plane.api_server.kill()
+    own_control_plane.etcd.pause()
+    own_control_plane.mend()
+    assert await names(own_admin) == []
+
+
+async def test_what_has_lost_its_owner_is_collected(control_plane: ControlPlane, admin: Client) -> None:
+    owner = await admin.create(CONFIG_MAPS, config_map("owner"))
+    reference = {"apiVersion": "v1", "kind": "ConfigMap", "name": "owner", "uid": owner["metadata"]["uid"]}
+    await admin.create(CONFIG_MAPS, {"metadata": {"name": "owned", "ownerReferences": [reference]}})
+    await admin.delete(CONFIG_MAPS, "owner")
+    assert await names(admin) == ["owned"]
+    async with admin.watch(CONFIG_MAPS) as changes:
+        with control_plane.collecting_garbage():
+            assert [(await anext(changes)).change for _ in range(2)] == ["ADDED", "DELETED"]
 
 
 START = """
@@ -180,15 +185,15 @@ async def test_a_kubelet_projects_a_config_map_soon_after_the_pod_is_annotated(a
 
 
 async def test_a_kubelet_goes_on_after_an_api_server_that_was_killed(
-    own_control_plane: ControlPlane, tmp_path: Path
+    own_control_plane: ControlPlane, own_admin: Client, tmp_path: Path
 ) -> None:
-    async with client(own_control_plane) as user, kubelet(user, tmp_path) as running:
+    async with kubelet(own_admin, tmp_path) as running:
         file = await running.run_pod("gate-0", 10001) / "limits"
         own_control_plane.api_server.kill()
         own_control_plane.api_server.start()
         await own_control_plane.until_ready()
-        await user.create(CONFIG_MAPS, config_map(CONFIG_MAP, limits="new"))
-        await user.patch(PODS, "gate-0", {"metadata": {"annotations": {"sluice.dev/limits": "new"}}})
+        await own_admin.create(CONFIG_MAPS, config_map(CONFIG_MAP, limits="new"))
+        await own_admin.patch(PODS, "gate-0", {"metadata": {"annotations": {"sluice.dev/limits": "new"}}})
         await eventually(lambda: holds(file, "new"))
 
 

@@ -65,6 +65,14 @@ class ControlPlane:
         self.etcd.kill()
         shutil.rmtree(self._etcd_data, ignore_errors=True)
 
+    def mend(self) -> None:
+        """Let everything run again, whatever a test has done to it."""
+        for process in (self.etcd, self.api_server):
+            process.resume()
+            if not process.runs:
+                process.start()
+        self.wait_until_ready()
+
     def wait_until_ready(self) -> None:
         """Until the API server says so, and has made the namespace `default`."""
         end = time.monotonic() + READY_SECONDS
@@ -83,8 +91,8 @@ class ControlPlane:
     def collecting_garbage(self) -> Iterator[Process]:
         """With the controller manager, for a while: it deletes what has lost its owner, and what a namespace held.
 
-        It looks for new kinds every 30 s, so let a CRD be there before. It takes some seconds until it begins. Skips the
-        test if there is none: what setup-envtest fetches has none.
+        It looks for new kinds every 30 s, so let a CRD be there before. Skips the test if there is no controller
+        manager: setup-envtest fetches none.
         """
         if not (self.assets / CONTROLLER_MANAGER).exists():
             pytest.skip(f"the programs that KUBEBUILDER_ASSETS names are without {CONTROLLER_MANAGER}")

@@ -69,12 +69,16 @@ class Process:
         return self._process.pid
 
     @property
+    def runs(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
     def tail(self) -> str:
         """The end of its log."""
         return self.log.read_text(errors="replace")[-TAIL:]
 
     def _send(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.poll() is None:
+        if self._process is not None:
             self._process.send_signal(number)
 
     def _end(self, number: signal.Signals) -> None:

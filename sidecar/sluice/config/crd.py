@@ -1,8 +1,17 @@
 """The CustomResourceDefinition, from the declaration: what the API server accepts is what the parser accepts.
 
-Four things stand outside that sentence. The parser reads words of YAML where the API server sees what kubectl has made
-of them; a field that is explicitly null and has a default gets it from the API server and is a mistake to the parser;
-`metadata` is Kubernetes' own; and what is immutable cannot be seen in one text.
+Where they differ, and why:
+
+- The parser reads the words of a YAML text; the API server sees what kubectl has made of them (`1e3` is 1000 to it).
+- A field that is null is a mistake to the parser. The API server drops it, and stores the default where there is one.
+- 60.0 in JSON is a mistake to the parser. The API server takes it where no rule looks at it, and gives 60 back.
+- `metadata` is Kubernetes' own, and `generateName` makes a name that a text cannot leave to anybody.
+- An unknown field is a mistake to the parser. The API server refuses it under strict validation, which is what kubectl
+  asks for; else it drops it.
+- What is immutable cannot be seen in one text.
+- The size of an object is bounded by etcd, that of a text by the parser.
+
+The rules use comprehensions with two variables, which Kubernetes has since 1.33.
 """
 
 from __future__ import annotations

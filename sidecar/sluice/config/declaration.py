@@ -145,19 +145,20 @@ def _waits_for_room(entry: dict[str, Tree]) -> Iterator[Mistake]:
         yield Mistake("maxWait", f"nothing to wait for: {closed[0]} 0 never lets a call through; leave maxWait out")
 
 
-def _order(shorter: Cap, longer: Cap, between: str = "false") -> Rule:
-    """The rule that a cap is not above another one, unless something is said of a cap between them."""
-    return Rule(
-        f"!has(self.{shorter}) || !has(self.{longer}) || {between} || self.{shorter} <= self.{longer}",
-        f"can never be reached: {longer} is below it; lower it, or leave it out",
-        shorter,
-    )
-
-
 def _orders() -> Iterator[Rule]:
     for caps in (REQUEST_CAPS, TOKEN_CAPS):
         minute, hour, day = caps.values()
-        yield from (_order(minute, hour), _order(hour, day), _order(minute, day, f"has(self.{hour})"))
+        # As `pairwise` has it: the first and the third are neighbours where there is no second.
+        for shorter, longer, unless in (
+            (minute, hour, ""),
+            (hour, day, ""),
+            (minute, day, f"has(self.{hour}) || "),
+        ):
+            yield Rule(
+                f"!has(self.{shorter}) || !has(self.{longer}) || {unless}self.{shorter} <= self.{longer}",
+                f"can never be reached: {longer} is below it; lower it, or leave it out",
+                shorter,
+            )
 
 
 _CLOSED: Final = " || ".join(f"has(self.{cap}) && self.{cap} == 0" for cap in Cap)

@@ -213,8 +213,50 @@ def manifests(draw: st.DrawFn) -> dict[str, Any]:
     return dict(tree)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(tree=manifests())
+SOURCES = {"User": {"header": "x"}, "Org": {"constant": "x"}, "Project": {"apiKey": True}}
+OTHER_SOURCES = [
+    {"header": "X"},
+    {"header": "Cookie"},
+    {"header": "HOST"},
+    {"env": "x"},
+    {},
+    {"env": "x", "header": "x"},
+]
+WORD_LISTS = st.lists(st.sampled_from("*0123"), min_size=1, max_size=2, unique=True)
+# A field of an entry and what becomes of it; None leaves it out.
+SLIPS = st.one_of(
+    st.tuples(st.just("scope"), st.sampled_from(list(SOURCES))),
+    st.tuples(st.just("subject"), st.sampled_from([*SOURCES.values(), *OTHER_SOURCES, None])),
+    st.tuples(
+        st.just("match"), st.one_of(st.none(), st.fixed_dictionaries({"subjects": WORD_LISTS, "models": WORD_LISTS}))
+    ),
+    st.tuples(st.just("maxWait"), st.sampled_from(["0h0ms", "5m", "5m1ms", None])),
+    st.tuples(st.sampled_from([str(cap) for cap in Cap]), st.sampled_from([0, 4, 6, None])),
+)
+
+
+@st.composite
+def near_misses(draw: st.DrawFn) -> dict[str, Any]:
+    """A sound document in which a field or two were changed to what may break a rule that crosses fields."""
+    entries = []
+    for number in range(draw(st.integers(1, 3))):
+        scope = draw(st.sampled_from(list(SOURCES)))
+        caps = draw(st.lists(st.sampled_from([str(cap) for cap in Cap]), min_size=1, max_size=3))
+        match = {"subjects": [f"{number}"], "models": ["0", "1"]}
+        entries.append(
+            {"scope": scope, "subject": SOURCES[scope], "match": match, **dict.fromkeys(caps, 5), "maxWait": "1ms"}
+        )
+    for field, value in draw(st.lists(SLIPS, min_size=1, max_size=2)):
+        entries[draw(st.integers(0, len(entries) - 1))][field] = value
+    entries = [{field: value for field, value in each.items() if value is not None} for each in entries]
+    own = {"api": "OpenAI", "upstream": "http://llm"}
+    left_out = draw(st.sampled_from([None, None, None, *own]))
+    provider = draw(st.sampled_from(["openai", "acme"]))
+    return manifest(*entries, provider=provider, **{name: value for name, value in own.items() if name != left_out})
+
+
+@settings(max_examples=250, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(tree=st.one_of(near_misses(), near_misses(), manifests()))
 async def test_the_api_server_and_the_gate_agree_on_any_document(admin: Client, tree: dict[str, Any]) -> None:
     ours, theirs = read(tree), await stored(admin, tree)
 

@@ -1,0 +1,94 @@
+"""The command `sluice-operator`: its arguments, its log, its health server, its end."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from helpers.kube.control_plane import ControlPlane
+from helpers.kube.operator import grant, operating, sluice_operator
+
+
+@pytest.mark.parametrize(
+    ("arguments", "complaint"),
+    [
+        ([], "say which namespaces to serve"),
+        (["--namespace", "a*"], "'a*' is not the name of a namespace"),
+        (["--namespace", "a", "--all-namespaces"], "exclude each other"),
+        (["--all-namespaces"], "say where the Lease is"),
+        (["--namespace", "a", "--interval", "0s"], "'0s' is not a duration from 1s to 10m"),
+        (["--namespace", "a", "--health", "8080"], "'8080' is not an address"),
+        (["--namespace", "a", "--log-format", "xml"], "invalid choice: 'xml'"),
+        (["--name", "a"], "unrecognized arguments: --name a"),
+    ],
+)
+async def test_bad_arguments_end_with_2_and_a_sentence(arguments: list[str], complaint: str) -> None:
+    ended = await sluice_operator(*arguments)
+    assert (ended.code, complaint in ended.err) == (2, True), ended.err
+
+
+async def test_a_variable_stands_for_a_flag_and_the_flag_wins() -> None:
+    variables = {"SLUICE_INTERVAL": "0s", "SLUICE_LEADER_ELECTION": "perhaps"}
+    ended = await sluice_operator("--namespace", "a", **variables)
+    assert (ended.code, "SLUICE_LEADER_ELECTION is 'perhaps'" in ended.err) == (2, True), ended.err
+    ended = await sluice_operator("--namespace", "a", SLUICE_INTERVAL="0s")
+    assert (ended.code, "'0s' is not a duration" in ended.err) == (2, True), ended.err
+
+
+async def test_without_a_cluster_it_ends_with_1_and_says_how_to_name_one(tmp_path: Path) -> None:
+    ended = await sluice_operator("--namespace", "a", HOME=str(tmp_path), KUBECONFIG="", KUBERNETES_SERVICE_HOST="")
+    assert (ended.code, "--kubeconfig FILE" in ended.err) == (1, True), ended.err
+
+
+async def test_a_health_port_in_use_ends_it_with_1(control_plane: ControlPlane, namespace: str) -> None:
+    async with operating(control_plane.admin, "-n", namespace) as operator:
+        address = (await operator.line("health at")).rpartition(" ")[2]
+        ended = await sluice_operator("--kubeconfig", control_plane.admin, "-n", namespace, "--health", address)
+    assert (ended.code, f"--health {address}: cannot be served" in ended.err) == (1, True), ended.err
+
+
+async def test_it_tells_of_its_health_and_counts_what_it_does(control_plane: ControlPlane, namespace: str) -> None:
+    async with operating(control_plane.admin, "-n", namespace) as operator:
+        await operator.line("serving")
+        assert (await operator.get("/healthz"))[0] == 200
+        assert (await operator.get("/readyz"))[0] in {200, 503}
+        status, metrics = await operator.get("/metrics")
+        assert (status, "sluice_operator_leads 1.0" in metrics) == (200, True)
+        assert await operator.end() == 0
+
+
+async def test_a_log_for_machines_is_a_json_object_a_line(control_plane: ControlPlane, namespace: str) -> None:
+    async with operating(control_plane.admin, "-n", namespace, "--log-format", "json") as operator:
+        await operator.line("serving")
+        await operator.end()
+        lines = [json.loads(line) for line in operator.lines]
+    assert [line["message"].split()[0] for line in lines] == ["serving", "stopping"]
+    assert {line["level"] for line in lines} == {"info"}
+
+
+async def test_it_says_which_right_is_missing_and_goes_on_once_it_is_given(
+    control_plane: ControlPlane, namespace: str
+) -> None:
+    account = control_plane.kubeconfig(f"system:serviceaccount:{namespace}:sluice-operator")
+    async with operating(account, "-n", namespace) as operator:
+        line = await operator.line("may not")
+        assert f"in the namespace {namespace}: a Role has to allow it, as examples/operator.yaml shows" in line
+        grant(control_plane, namespace)
+        await operator.line("over: nothing can be watched: may not list providerlimits")
+        assert await operator.end() == 0
+
+
+async def test_without_an_api_server_it_says_so_waits_and_ends_when_told(
+    control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    config = json.loads(control_plane.admin.read_text())
+    config["clusters"][0]["cluster"]["server"] = "https://127.0.0.1:1"
+    away = tmp_path / "kubeconfig"
+    away.write_text(json.dumps(config))
+    async with operating(away, "-n", "team-a") as operator:
+        await operator.line("nothing can be watched: the API server cannot be reached")
+        assert (await operator.get("/healthz"))[0] == 200
+        assert (await operator.get("/readyz"))[0] == 503
+        assert await operator.end() == 0

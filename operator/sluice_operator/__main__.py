@@ -59,7 +59,7 @@ def run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     parser = _parser()
     options = parser.parse_args([*_from_variables(environ, arguments, parser.error), *arguments])
     chosen = _settings(options, environ, parser.error)
-    logs.set_up(options.log_format, LEVELS[options.log_level])
+    logs.set_up(LogFormat(options.log_format), LEVELS[options.log_level])
     from sluice_operator.app import Operator  # noqa: PLC0415 - `--help` needs none of its libraries
 
     try:
@@ -193,9 +193,8 @@ def _serving_options(group: argparse._ArgumentGroup) -> None:
     )
     group.add_argument(
         "--log-format",
-        type=LogFormat,
-        choices=tuple(LogFormat),
-        default=LogFormat.TEXT,
+        choices=tuple(map(str, LogFormat)),
+        default=str(LogFormat.TEXT),
         help="how the log is written, to standard error (default: %(default)s)",
     )
     group.add_argument("--log-level", choices=tuple(LEVELS), default="info", help="(default: %(default)s)")

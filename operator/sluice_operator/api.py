@@ -35,6 +35,8 @@ MERGE: Final = "application/merge-patch+json"
 CONNECT_SECONDS: Final = 3.0
 CALL_SECONDS: Final = 10.0
 """Of one call, from its start to the last byte of its answer."""
+LEAD_SECONDS: Final = 4.0
+"""The same for the Lease: a leader has ten seconds to renew it, and tries twice."""
 PAGE: Final = 500
 """Objects asked for at once, as kubectl does."""
 
@@ -168,7 +170,8 @@ class Api:
 
     async def _attempt(self, request: Request) -> Json:
         path = f"{request.path}?{urlencode(request.query)}" if request.query else request.path
-        timeout = aiohttp.ClientTimeout(total=CALL_SECONDS, sock_connect=CONNECT_SECONDS)
+        seconds = LEAD_SECONDS if request.lane is Lane.LEAD else CALL_SECONDS
+        timeout = aiohttp.ClientTimeout(total=seconds, sock_connect=CONNECT_SECONDS)
         headers = {"Accept": JSON, "Content-Type": request.content}
         try:
             async with self._slots[request.lane]:

@@ -134,6 +134,7 @@ class Elector:
         self._election = Election(identity)
         self._complaint = Complaint(logger)
         self._led = False
+        self._news = ""
 
     def leads(self) -> bool:
         return self._election.leads(clock.now())
@@ -190,11 +191,19 @@ class Elector:
 
     def _tell(self) -> None:
         leads = self.leads()
-        if leads == self._led:
-            return
-        self._led = leads
-        logger.info("leading" if leads else "standing by: %s leads", *([] if leads else [self.leader or "nobody"]))
-        self._changed(leads)
+        news = "leading" if leads else f"standing by: {self._reason()}"
+        if news != self._news:
+            self._news = news
+            logger.info("%s", news)
+        if leads != self._led:
+            self._led = leads
+            self._changed(leads)
+
+    def _reason(self) -> str:
+        """Why this operator does not lead."""
+        if self.leader == self._identity:
+            return "the Lease was not renewed in time"
+        return f"{self.leader or 'nobody'} leads"
 
 
 def _record(lease: Json | None) -> Record:

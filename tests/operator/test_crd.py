@@ -22,11 +22,12 @@ from hypothesis import strategies as st
 from helpers.documents import documents
 from helpers.kube.client import CRDS, LIMITS, ApiError, Client
 from helpers.kube.control_plane import ControlPlane
-from sluice.config.declaration import MAX_ENTRIES
+from sluice.config.declaration import CALL_HEADERS, MAX_ENTRIES, SECRET_HEADERS
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.types import ProviderLimits
 from sluice.config.yamltext import MAX_BYTES, write
-from sluice.core.limits import Cap
+from sluice.core.keys import Scope
+from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
 from sluice.errors import InvalidDocument
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
@@ -361,6 +362,34 @@ async def test_two_entries_alike_are_found_wherever_they_stand(admin: Client, nu
 
     assert isinstance(answer, ApiError)
     assert "spec.limits: Invalid value: two entries of a scope are for the same calls" in answer.message
+
+
+@pytest.mark.parametrize("caps", [REQUEST_CAPS, TOKEN_CAPS], ids=["requests", "tokens"])
+@pytest.mark.parametrize("pair", [(0, 1), (1, 2), (0, 2)])
+async def test_caps_out_of_order_are_found_in_every_pair(
+    admin: Client, caps: dict[int, Cap], pair: tuple[int, int]
+) -> None:
+    shorter, longer = (str(list(caps.values())[place]) for place in pair)
+    answer = await stored(admin, manifest({"scope": "Org", "subject": {"apiKey": True}, shorter: 2, longer: 1}))
+
+    assert isinstance(answer, ApiError)
+    assert f"spec.limits[0].{shorter}: Invalid value: can never be reached: {longer} is below it" in answer.message
+
+
+@pytest.mark.parametrize("scope", Scope)
+async def test_a_scope_without_a_source_is_found_in_every_scope(admin: Client, scope: Scope) -> None:
+    answer = await stored(admin, manifest({"scope": str(scope), "maxConcurrent": 1}))
+
+    assert isinstance(answer, ApiError)
+    assert f"spec.limits: Invalid value: no entry says where the {scope} is read" in answer.message
+
+
+@pytest.mark.parametrize("header", SECRET_HEADERS + CALL_HEADERS)
+async def test_no_header_that_names_no_subject_is_missed(admin: Client, header: str) -> None:
+    answer = await stored(admin, manifest(entry(subject={"header": header.title()})))
+
+    assert isinstance(answer, ApiError)
+    assert f"spec.limits[0].subject.header: Invalid value: {header.title()} " in answer.message
 
 
 async def test_a_status_is_written_apart_from_the_rest(admin: Client) -> None:

@@ -92,7 +92,8 @@ class WriteStatus:
 
 @dataclass(frozen=True, slots=True)
 class EmitEvent:
-    """An event about an object, to be emitted once the status of the same plan is written, and not if it is not."""
+    """An event about an object, to be emitted just before the status that records it, under a name made of what it says:
+    if the writer dies between the two, the next plan has the same event, and emits it under the same name."""
 
     name: str
     uid: str

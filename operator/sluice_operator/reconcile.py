@@ -23,6 +23,8 @@ from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
+from importlib.resources import files
 from typing import Any, Final, TypeVar
 
 from sluice.config.declaration import API_VERSION, KIND
@@ -268,12 +270,12 @@ class Reconciler:
         return Found(objects, {name: each for name, each in maps.items() if each is not None}, pods)
 
     async def _plan(self, found: Found, gates: tuple[Gate, ...]) -> Plan:
-        observed = Observed(found.config_maps, gates, dict(self._history), dict(self._written))
+        observed = Observed(found.config_maps, gates, dict(self._history), dict(self._written), bootstrap())
         # In a thread: a thousand objects take a while, in which the Lease has to be renewed.
         result = await asyncio.to_thread(plan, found.objects, observed, clock.wall())
-        digest, forms = result.rendered
-        self._history[digest] = forms
-        self._history.move_to_end(digest)
+        for digest, forms in (result.found, result.rendered):
+            self._history[digest] = forms
+            self._history.move_to_end(digest)
         while len(self._history) > RENDERINGS:
             self._history.popitem(last=False)
         return result
@@ -296,6 +298,12 @@ class Reconciler:
         except BaseExceptionGroup as failures:
             raise _first(failures) from None
         return [task.result() for task in tasks]
+
+
+@cache
+def bootstrap() -> str:
+    """The Envoy bootstrap of the gateway, which is the same for all limits. `make generate` writes it."""
+    return files("sluice_operator").joinpath("data", "envoy-gateway.json").read_text()
 
 
 def _first(failures: BaseExceptionGroup[BaseException]) -> BaseException:

@@ -63,4 +63,5 @@ class Audited:
 def audited(log: Path) -> list[Audited]:
     """Every call that has ended so far, in the order of their ends."""
     whole = log.read_text().rpartition("\n")[0]  # the last line may be half written
-    return [Audited.read(json.loads(line)) for line in whole.splitlines()]
+    # Not `splitlines`: what was sent may hold other characters that it takes for the end of a line.
+    return [Audited.read(json.loads(line)) for line in whole.split("\n") if line]

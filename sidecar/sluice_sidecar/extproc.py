@@ -29,6 +29,7 @@ from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, S
 from sluice.usage.tokens import Usage, UsageFields
 from sluice.usage.unread import unread_output
 from sluice_sidecar.gate import Gate
+from sluice_sidecar.outages import Outages
 from sluice_sidecar.protos import (
     COMPLETE,
     USAGE_NAMESPACE,
@@ -52,6 +53,7 @@ class WatchedCalls:
         self.gate = gate
         self.headers = headers
         self.on_throttled = on_throttled
+        self._outages = Outages(gate)
         self.streams: dict[str, CallStream] = {}
 
     def open(self) -> CallStream:
@@ -61,6 +63,7 @@ class WatchedCalls:
     def feed_log(self, message: StreamAccessLogsMessage) -> None:
         """Take a message of Envoy's access log of cut calls (`envoy.service.accesslog.v3.AccessLogService`)."""
         for entry in message.http_logs.log_entry:
+            self._outages.see(entry.common_properties)
             lease = lease_in(entry.common_properties.metadata)
             if lease:
                 stream = self.streams.get(lease) or self.open()

@@ -23,6 +23,7 @@ from helpers.channel import (
     serving,
     settled,
     token_usage,
+    unreached_call,
 )
 from helpers.system import limits
 from sluice.core.engine import EngineSettings
@@ -136,3 +137,18 @@ async def test_a_log_that_is_reset_breaks_nothing(served: Served) -> None:
     await log.write(log_message(cut_call("unknown")))
     log.cancel()
     assert (await served.ask(descriptor(user="alice"))).overall_code is OK
+
+
+async def test_a_provider_that_cannot_be_reached_is_logged_and_only_what_is_configured_is_named(
+    served: Served, caplog: pytest.LogCaptureFixture
+) -> None:
+    no_address = accesslog.ResponseFlags(no_healthy_upstream=True)
+    no_connection = accesslog.ResponseFlags(upstream_connection_failure=True)
+    await tell(
+        served,
+        log_message(cut_call("unknown"), unreached_call("somebody's word", no_address)),
+        log_message(unreached_call("openai", no_connection, "delayed connect error: 111\n\x1b[2J")),
+        log_message(unreached_call("openai", no_address)),
+    )
+    told = "openai cannot be reached: no connection, or none that is trusted, could be made"
+    assert caplog.messages == [f"{told} (delayed connect error: 111??[2J)"]

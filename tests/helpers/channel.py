@@ -252,6 +252,18 @@ def token_usage(*, input_tokens: int | None, output_tokens: int | None, status: 
     return b"".join(fields) + _number(9, status)
 
 
+def unreached_call(provider: str, flags: accesslog.ResponseFlags, reason: str = "") -> accesslog.HttpAccessLogEntry:
+    """What Envoy's access log says of a call that nothing limits and whose provider could not be reached."""
+    return accesslog.HttpAccessLogEntry(
+        common_properties=accesslog.AccessLogCommon(
+            route_name=provider,
+            response_flags=flags,
+            upstream_transport_failure_reason=reason,
+        ),
+        response=accesslog.HttpResponseProperties(response_code=503),
+    )
+
+
 def cut_call(lease: str, status: int = 0) -> accesslog.HttpAccessLogEntry:
     """What Envoy's access log says of a call that was cut; status 0: it was not answered."""
     return accesslog.HttpAccessLogEntry(

@@ -11,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
+from helpers.envoy import free_port
 from helpers.system import System, limits, running_system
 from sluice_sidecar.envoy_config import UsageSource
 
@@ -216,3 +217,18 @@ async def test_a_client_that_leaves_the_queue_has_consumed_nothing() -> None:
         await system.settled()
         assert system.bucket("alice").admitted == 1
         assert len(system.provider.seen) == 1
+
+
+async def test_a_provider_that_takes_no_connection_is_refunded_and_said_once_in_the_log(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    nowhere = limits("openai", f"http://127.0.0.1:{free_port()}", CAPS)
+    async with running_system(lambda _: nowhere) as system:
+        for _ in range(3):
+            async with system.client.post(system.url + CHAT.path, json=CHAT.body, headers={"x-user-id": "a"}) as answer:
+                assert answer.status == 503
+        await system.settled()
+        await system.until(lambda: system.snapshot().totals.refunded == 3)
+        await system.until(lambda: bool(caplog.messages))
+    (said,) = caplog.messages
+    assert said.startswith("openai cannot be reached: no connection, or none that is trusted, could be made")

@@ -1,5 +1,7 @@
 """The access log that tells the gate of calls that were cut: by the client, by the provider, by a timeout.
 
+It tells of calls whose provider could not be reached besides, so that the gate can say so in its log.
+
 The usage stream cannot tell such an ending from a clean one: both just close it, some time after the call's end.
 A whole call carries none of these flags, is not logged, and costs nothing here.
 """
@@ -22,14 +24,18 @@ CUT: Final = (
     *("SI", "UT", "DT"),  # silence for too long, or a time limit
     "OM",  # Envoy is short of memory
 )
-"""The response flags of a cut call. Not among them: refused by the gate (`RL`), and never sent to a provider."""
+"""The response flags of a cut call. Not among them: refused by the gate (`RL`)."""
+
+
+UNREACHED: Final = ("UH", "NC", "UF")
+"""The provider has no address, or takes no connection."""
 
 
 def cut_log() -> accesslog.AccessLog:
-    """Each cut call, told to the gate at once."""
+    """Each call that was cut or had nowhere to go, told to the gate at once."""
     return accesslog.AccessLog(
         name="sluice.cut_calls",
-        filter=accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=list(CUT))),
+        filter=accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=[*CUT, *UNREACHED])),
         typed_config=packed(
             grpc.HttpGrpcAccessLogConfig(
                 common_config=grpc.CommonGrpcAccessLogConfig(

@@ -81,6 +81,40 @@ async def test_calls_pass_through_its_envoy_and_are_counted(file: Path) -> None:
         assert await program.end() == 0
 
 
+@pytest.mark.parametrize("source", ["metadata", "body"])
+async def test_answers_by_which_the_provider_throttles_are_counted_once_and_refusals_of_its_own_are_not(
+    provider: StandIn, tmp_path: Path, source: str
+) -> None:
+    file = tmp_path / "limits.yaml"
+    file.write_text(limits("openai", provider.url, {"requestsPerMinute": 3}))
+    async with running(*with_envoy(file, "--usage-source", source)) as program:
+        answers = [(await call(program, status=status))[0] for status in (429, 529, 500, 200)]
+        told = await program.until(lambda told: told["totals"]["refunded"] == 3)
+        _, metrics = await program.get("/metrics")
+
+    assert answers == [429, 529, 500, 429]
+    assert told["recent"] == {
+        "seconds": 300,
+        "providers": {
+            "openai": {
+                "admitted": 3,
+                "rejected": 1,
+                "wouldReject": 0,
+                "committed": 0,
+                "estimated": 0,
+                "refunded": 3,
+                "expired": 0,
+                "throttled": 2,
+                "lastThrottledStatus": 529,
+                "committedTokens": 0,
+                "estimateErrorTokens": 0,
+            }
+        },
+    }
+    assert told["buckets"][0]["recentlyRejected"] == 1
+    assert 'sluice_provider_throttled_total{provider="openai"} 2.0\n' in metrics
+
+
 async def test_neither_key_nor_header_nor_body_is_in_its_log(file: Path) -> None:
     async with running(*with_envoy(file)) as program:
         await call(program, user="user-in-a-header")

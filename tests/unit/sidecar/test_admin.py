@@ -12,7 +12,12 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from helpers.envoy import short_folder
+from sluice.core.buckets import Demand
 from sluice.core.engine import Engine
+from sluice.core.keys import Scope
+from sluice.core.limits import Limits
+from sluice.core.permits import Call
+from sluice.core.rules import Rule, RuleBook
 from sluice_sidecar import clock
 from sluice_sidecar.admin import Admin
 from sluice_sidecar.gate import Gate
@@ -28,7 +33,8 @@ class Served:
 
     def __init__(self) -> None:
         self.health = Health(waiting_for="")
-        engine, registry = Engine(), CollectorRegistry()
+        self.engine = engine = Engine(RuleBook((Rule("openai", Scope.USER, Limits(requests_per_minute=9)),)))
+        registry = CollectorRegistry()
         registry.register(GateCollector(EventCounts(), engine.summary, self.health))
         self.admin = Admin(self.health, Gate(engine, clock.now), registry, RecentCounts(clock.now))
         self.address: Address = TcpAddress("127.0.0.1", 0)
@@ -88,6 +94,16 @@ async def test_status_is_json(served: Served) -> None:
 )
 async def test_a_selection_that_cannot_be_meant_is_refused(served: Served, query: str, error: str) -> None:
     assert await served.json(f"/status?{query}") == (400, {"error": error})
+
+
+async def test_as_many_buckets_are_told_as_are_asked_for(served: Served) -> None:
+    for number in range(3):
+        applied = served.engine.rules.match("openai", {Scope.USER: f"user-{number}"})
+        served.engine.acquire(Call(applied, Demand(1, 1, 1)), clock.now())
+
+    told = [(await served.json(f"/status{query}"))[1] for query in ("", "?limit=2", "?limit=1000")]
+
+    assert [(len(answer["buckets"]), answer["bucketsOmitted"]) for answer in told] == [(3, 0), (2, 1), (3, 0)]
 
 
 async def test_metrics_are_prometheus_text(served: Served) -> None:

@@ -63,6 +63,10 @@ run: setup ## A stand-in provider, Envoy, the gate and real SDK clients (KEEP=1:
 	@echo "The tour starts: a few seconds until the SDKs are loaded."
 	@$(BIN)/python examples/tour.py
 
+.PHONY: run-operator
+run-operator: setup kube-assets ## The operator on a real API server, a gate, and what kubectl shows (KEEP=1: stay up for your own kubectl)
+	@PYTHONPATH=tests:examples $(BIN)/python examples/cluster.py
+
 .PHONY: bench
 bench: setup ## Measure the gate: decisions per second, and what it adds to a call (ARGS="--help": what else it can)
 	PYTHONPATH=tests:examples $(BIN)/python -m bench.run $(ARGS)

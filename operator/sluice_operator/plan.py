@@ -92,8 +92,10 @@ class WriteStatus:
 
 @dataclass(frozen=True, slots=True)
 class EmitEvent:
-    """An event about an object, to be emitted just before the status that records it, under a name made of what it says:
-    if the writer dies between the two, the next plan has the same event, and emits it under the same name."""
+    """An event about an object, to be emitted just before the status that records it.
+
+    Its name is made of what it says: if the writer dies between the two, the next plan has it again, named the same.
+    """
 
     name: str
     uid: str

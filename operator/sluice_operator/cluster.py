@@ -13,7 +13,7 @@ from sluice.config.declaration import API_VERSION, KIND
 from sluice.config.render import MANAGER
 from sluice_operator import clock
 from sluice_operator.api import APPLY, MERGE, Api, Conflict, Json, Lane, NotFound, Request
-from sluice_operator.plan import TOLD
+from sluice_operator.planning.plan import TOLD
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL: Final = "providerlimits"

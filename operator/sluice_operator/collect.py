@@ -11,8 +11,8 @@ import aiohttp
 
 from sluice_operator import clock
 from sluice_operator.cluster import GatePod
-from sluice_operator.reports import BadReport, Report, read_report
-from sluice_operator.state import Gate
+from sluice_operator.planning.reports import BadReport, Report, read_report
+from sluice_operator.planning.state import Gate
 
 PATH: Final = "/status?limit=100"
 PARALLEL: Final = 16

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 from sluice import __version__
 from sluice.errors import SluiceError
 from sluice_operator import clock
-from sluice_operator.state import Gate
+from sluice_operator.planning.state import Gate
 
 STUCK: Final = 120.0
 """Seconds without a step after which a turn is taken for stuck. Its steps are calls of at most 10 s."""

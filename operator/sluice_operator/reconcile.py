@@ -36,8 +36,16 @@ from sluice_operator.collect import Collector, unasked
 from sluice_operator.lead import Leadership
 from sluice_operator.logs import Complaint, whereabouts
 from sluice_operator.metrics import Metrics
-from sluice_operator.plan import AnnotatePod, ApplyConfigMap, DeleteConfigMap, EmitEvent, Plan, WriteStatus, plan
-from sluice_operator.state import Gate, Observed
+from sluice_operator.planning.plan import (
+    AnnotatePod,
+    ApplyConfigMap,
+    DeleteConfigMap,
+    EmitEvent,
+    Plan,
+    WriteStatus,
+    plan,
+)
+from sluice_operator.planning.state import Gate, Observed
 
 T = TypeVar("T")
 logger = logging.getLogger(__name__)

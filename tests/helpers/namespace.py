@@ -9,7 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 from sluice.config.render import LIMITS, LIMITS_KEY
-from sluice_operator.plan import (
+from sluice_operator.planning.plan import (
     TOLD,
     AnnotatePod,
     ApplyConfigMap,
@@ -19,7 +19,7 @@ from sluice_operator.plan import (
     Plan,
     plan,
 )
-from sluice_operator.reports import Report
+from sluice_operator.planning.reports import Report
 
 START = 1_800_000_000.0
 

@@ -16,7 +16,7 @@ from sluice.config.types import ProviderLimits
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import Cap
 from sluice.errors import InvalidDocument
-from sluice_operator.reports import BucketReport, Recent, Use
+from sluice_operator.planning.reports import BucketReport, Recent, Use
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 PODS = st.sampled_from(["gate-a", "gate-b", "gate-c"])

@@ -11,7 +11,7 @@ from aiohttp import web
 
 from sluice_operator.cluster import GatePod
 from sluice_operator.collect import Collector, unasked
-from sluice_operator.state import Gate
+from sluice_operator.planning.state import Gate
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
 

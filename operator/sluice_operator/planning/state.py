@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from sluice_operator.reports import Report
+from sluice_operator.planning.reports import Report
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,7 +16,7 @@ from typing import Any, Final
 from sluice.config.merge import Claims
 from sluice.config.render import SEPARATOR
 from sluice.errors import Problem
-from sluice_operator.forms import Form, Remembered, form_of
+from sluice_operator.planning.forms import Form, Remembered, form_of
 
 ROOM: Final = 1_000_000
 """Bytes for the limits text of a namespace and the owner references beside it: etcd takes 1.5 MiB for an object, and

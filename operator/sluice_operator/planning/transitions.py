@@ -9,9 +9,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final, Literal, NamedTuple
 
-from sluice_operator import conditions
-from sluice_operator.conditions import Kind, Reason
-from sluice_operator.usage import HIGH
+from sluice_operator.planning import conditions
+from sluice_operator.planning.conditions import Kind, Reason
+from sluice_operator.planning.usage import HIGH
 
 
 class Told(NamedTuple):

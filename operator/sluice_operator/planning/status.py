@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
-from sluice_operator import conditions
-from sluice_operator.health import health
-from sluice_operator.progress import accepted, programmed, ready
-from sluice_operator.reports import Recent
-from sluice_operator.standing import Standing
-from sluice_operator.state import Gate
-from sluice_operator.usage import Usage, hottest, last_refusal, pressure, shown_provider, shown_usage
+from sluice_operator.planning import conditions
+from sluice_operator.planning.health import health
+from sluice_operator.planning.progress import accepted, programmed, ready
+from sluice_operator.planning.reports import Recent
+from sluice_operator.planning.standing import Standing
+from sluice_operator.planning.state import Gate
+from sluice_operator.planning.usage import Usage, hottest, last_refusal, pressure, shown_provider, shown_usage
 
 FIELDS: Final = (
     "observedGeneration", "conditions", "sidecars", "inForce",

@@ -9,7 +9,7 @@ import pytest
 
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import Cap
-from sluice_operator.reports import BadReport, BucketReport, Recent, Refusal, Report, Use, read_report
+from sluice_operator.planning.reports import BadReport, BucketReport, Recent, Refusal, Report, Use, read_report
 
 BUCKET = {
     "provider": "openai",

@@ -22,9 +22,9 @@ from sluice.config.types import ProviderLimits, SubjectKind
 from sluice.core.keys import OVERFLOW_SHOWN, BucketKey, Scope
 from sluice.core.limits import MAX_COUNT, Cap
 from sluice.core.rules import Rule, governing
-from sluice_operator.forms import Form
-from sluice_operator.reports import BucketReport, Recent, Refusal, Use
-from sluice_operator.state import Gate
+from sluice_operator.planning.forms import Form
+from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Use
+from sluice_operator.planning.state import Gate
 
 RECENT_SECONDS: Final = 300
 """Seconds: an older refusal is not shown, and the gates' sums are of as long."""

@@ -6,10 +6,10 @@ from collections.abc import Iterable, Sequence
 from typing import Final
 
 from sluice.errors import Problem
-from sluice_operator.conditions import Condition, Kind, Reason, Truth, condition, shortened
-from sluice_operator.forms import Form
-from sluice_operator.standing import OWNER_BYTES, ROOM, Standing, Verdict
-from sluice_operator.state import Gate
+from sluice_operator.planning.conditions import Condition, Kind, Reason, Truth, condition, shortened
+from sluice_operator.planning.forms import Form
+from sluice_operator.planning.standing import OWNER_BYTES, ROOM, Standing, Verdict
+from sluice_operator.planning.state import Gate
 
 LISTED: Final = 3
 """Mistakes, and pods, that a message names; of more it gives the number."""

@@ -9,8 +9,8 @@ import pytest
 from helpers.namespace import Namespace, entry, limits_object
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import Cap
-from sluice_operator.plan import Plan
-from sluice_operator.reports import BucketReport, Recent, Refusal, Use
+from sluice_operator.planning.plan import Plan
+from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Use
 
 USER, ORG = Scope.USER, Scope.ORG
 

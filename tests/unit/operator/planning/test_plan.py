@@ -10,7 +10,7 @@ from helpers.namespace import Namespace, entry, limits_object
 from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.config.render import ENVOY, LIMITS, NO_LIMITS, content_hash
-from sluice_operator.plan import AnnotatePod, ApplyConfigMap, DeleteConfigMap, EmitEvent
+from sluice_operator.planning.plan import AnnotatePod, ApplyConfigMap, DeleteConfigMap, EmitEvent
 
 
 def in_force(namespace: Namespace) -> dict[str, int | None]:

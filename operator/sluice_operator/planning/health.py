@@ -7,10 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from sluice_operator.conditions import Condition, Kind, Reason, condition
-from sluice_operator.progress import named
-from sluice_operator.reports import Recent
-from sluice_operator.usage import Usage
+from sluice_operator.planning.conditions import Condition, Kind, Reason, condition
+from sluice_operator.planning.progress import named
+from sluice_operator.planning.reports import Recent
+from sluice_operator.planning.usage import Usage
 
 FEWEST: Final = 20
 """Calls that have to have ended before commits are judged: of fewer, a half may be chance."""

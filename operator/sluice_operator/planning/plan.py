@@ -32,13 +32,13 @@ from sluice.config.render import (
     limits_config_map,
     limits_text,
 )
-from sluice_operator.forms import Remembered
-from sluice_operator.running import Running
-from sluice_operator.standing import OWNER_BYTES, ROOM, Standing, standings
-from sluice_operator.state import Gate, Observed
-from sluice_operator.status import new_status, ours
-from sluice_operator.transitions import transitions
-from sluice_operator.usage import Usage, gather
+from sluice_operator.planning.forms import Remembered
+from sluice_operator.planning.running import Running
+from sluice_operator.planning.standing import OWNER_BYTES, ROOM, Standing, standings
+from sluice_operator.planning.state import Gate, Observed
+from sluice_operator.planning.status import new_status, ours
+from sluice_operator.planning.transitions import transitions
+from sluice_operator.planning.usage import Usage, gather
 
 __all__ = [
     "STATUS_INTERVAL", "TOLD", "AnnotatePod", "ApplyConfigMap", "DeleteConfigMap", "EmitEvent", "Gate", "Observed",

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
-from sluice_operator.forms import Form
-from sluice_operator.state import Gate
+from sluice_operator.planning.forms import Form
+from sluice_operator.planning.state import Gate
 
 _SILENT: Final = frozenset[str]()
 

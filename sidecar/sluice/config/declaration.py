@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 from typing import Final
@@ -21,6 +22,7 @@ from sluice.config.schema import (
     Text,
     Word,
     is_sound,
+    shortened,
 )
 from sluice.config.types import FailurePolicy, SubjectKind
 from sluice.config.yamltext import Tree
@@ -34,6 +36,8 @@ KIND: Final = "ProviderLimits"
 
 MAX_ENTRIES: Final = 64
 """Entries of one document, and patterns of one list: what constraints that compare each with each stay cheap for."""
+MAX_PAIRS: Final = 256
+"""Subjects times models of one entry: each pair is a claim, and the claims of all documents are compared."""
 MAX_WAIT: Final = 5 * MINUTE
 """The longest wait: clients and load balancers give up on a silent call at about this age."""
 
@@ -41,6 +45,8 @@ SECRET_HEADERS: Final = ("api-key", "authorization", "cookie", "proxy-authorizat
 """Headers that carry what must not be shown, and a subject is shown in `/status` and in metrics."""
 CALL_HEADERS: Final = ("connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade")
 """Headers that the call itself needs: a subject's header is removed before the provider sees the call."""
+
+_SECRET_VARIABLE: Final = "(.*_)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)"
 
 _LABEL: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAME_PART: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -73,6 +79,14 @@ def _header_is_fit(subject: dict[str, Tree]) -> Iterator[Mistake]:
         )
     elif header in CALL_HEADERS:
         yield Mistake("header", f"{header} belongs to the call itself, and a subject's header is removed: use another")
+
+
+def _variable_is_fit(subject: dict[str, Tree]) -> Iterator[Mistake]:
+    variable = subject.get("env")
+    if isinstance(variable, str) and re.fullmatch(_SECRET_VARIABLE, variable.upper()):
+        yield Mistake(
+            "env", f"{shortened(variable)} is the name of a secret, and subjects are shown: use another variable"
+        )
 
 
 SUBJECT: Final = Object(
@@ -109,9 +123,29 @@ SUBJECT: Final = Object(
                 ),
             ),
         ),
+        Constraint(
+            "A variable whose name ends like a secret's (KEY, TOKEN, SECRET, PASSWORD, PASSWD, CREDENTIAL, CREDENTIALS) "
+            "names no subject.",
+            _variable_is_fit,
+            (
+                Rule(
+                    f"!has(self.env) || !self.env.upperAscii().matches('^{_SECRET_VARIABLE}$')",
+                    "{self.env} is the name of a secret, and subjects are shown: use another variable",
+                    "env",
+                ),
+            ),
+        ),
     ),
     exactly_one=True,
 )
+
+
+def _pairs_are_few(match: dict[str, Tree]) -> Iterator[Mistake]:
+    if len(_words(match, "subjects")) * len(_words(match, "models")) > MAX_PAIRS:
+        yield Mistake("", _TOO_MANY_PAIRS)
+
+
+_TOO_MANY_PAIRS: Final = f"has more than {MAX_PAIRS} pairs of a subject and a model: use patterns, or several entries"
 
 MATCH: Final = Object(
     {
@@ -121,7 +155,20 @@ MATCH: Final = Object(
         "models": Field(
             PATTERNS, "The models the entry is for, as the call names them; `*` as above.", example="[gpt-5*]"
         ),
-    }
+    },
+    constraints=(
+        Constraint(
+            f"A `match` has at most {MAX_PAIRS} pairs of a subject and a model.",
+            _pairs_are_few,
+            (
+                Rule(
+                    "!has(self.subjects) || !has(self.models) "
+                    f"|| size(self.subjects) * size(self.models) <= {MAX_PAIRS}",
+                    _TOO_MANY_PAIRS,
+                ),
+            ),
+        ),
+    ),
 )
 
 

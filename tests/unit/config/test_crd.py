@@ -117,7 +117,7 @@ def test_a_rule_says_what_is_wrong_in_one_line(rule: dict[str, Any]) -> None:
 
 
 def test_a_message_may_repeat_the_value_of_a_field() -> None:
-    *_, secret, call = validations(".spec.limits[].subject")
+    *_, secret, call, _ = validations(".spec.limits[].subject")
 
     assert secret["messageExpression"] == (
         'self.header + " carries a secret, and subjects are shown: use {apiKey: true}, a hash of it"'

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ipaddress
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Final
 
 import aiohttp
@@ -16,12 +17,27 @@ from sluice_operator.planning.state import Gate
 
 PATH: Final = "/status?limit=100"
 PARALLEL: Final = 16
+"""Gates of a namespace asked at a time: one with many silent ones keeps no other namespace waiting."""
 SECONDS: Final = 2.0
 """For the whole of one answer."""
 PATIENCE: Final = 4.0
 """Seconds for all the gates of a namespace. Whoever was silent is asked last the next time."""
-LARGEST: Final = 2 * 1024 * 1024
-"""Bytes of one answer."""
+LARGEST: Final = 512 * 1024
+"""Bytes of one answer: five times what a hundred buckets take."""
+LARGEST_SUM: Final = 64 * 1024 * 1024
+"""Bytes of the answers of a namespace: a thousand gates may send 64 KiB each. They are kept until the next look, in
+twice the memory."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bounds:
+    """Of one look at the gates of a namespace."""
+
+    deadline: float
+    """Of all of them, on the monotonic clock."""
+    slots: asyncio.Semaphore
+    largest: int
+    """Bytes of one answer."""
 
 
 class Collector:
@@ -39,7 +55,6 @@ class Collector:
             auto_decompress=False,
             trust_env=False,
         )
-        self._slots = asyncio.Semaphore(PARALLEL)
         self._silent: set[str] = set()
 
     async def close(self) -> None:
@@ -47,17 +62,19 @@ class Collector:
 
     async def gates(self, pods: Sequence[GatePod]) -> tuple[Gate, ...]:
         """What each pod's gate says now, within `PATIENCE` for all of them."""
-        deadline = clock.now() + self._patience
+        bounds = Bounds(
+            clock.now() + self._patience, asyncio.Semaphore(PARALLEL), min(LARGEST, LARGEST_SUM // max(len(pods), 1))
+        )
         in_order = sorted(pods, key=lambda pod: (pod.uid in self._silent, pod.name))
-        gates = await asyncio.gather(*(self._gate(pod, deadline) for pod in in_order))
+        gates = await asyncio.gather(*(self._gate(pod, bounds) for pod in in_order))
         self._silent -= {pod.uid for pod in pods}
         self._silent |= {gate.uid for gate in gates if gate.report is None}
         return tuple(gates)
 
-    async def _gate(self, pod: GatePod, deadline: float) -> Gate:
+    async def _gate(self, pod: GatePod, bounds: Bounds) -> Gate:
         try:
-            async with asyncio.timeout(deadline - clock.now()), self._slots:
-                return Gate(pod.name, pod.uid, pod.told, await self._report(pod))
+            async with asyncio.timeout(bounds.deadline - clock.now()), bounds.slots:
+                return Gate(pod.name, pod.uid, pod.told, await self._report(pod, bounds.largest))
         except TimeoutError:
             failure = f"no answer within {self._seconds:g} s"
         except BadReport as error:
@@ -66,15 +83,15 @@ class Collector:
             failure = "cannot be reached"
         return Gate(pod.name, pod.uid, pod.told, None, failure)
 
-    async def _report(self, pod: GatePod) -> Report:
+    async def _report(self, pod: GatePod, largest: int) -> Report:
         async with self._session.get(_url(pod), allow_redirects=False) as response:
             if response.status != 200:
                 raise BadReport(f"answers {response.status}")
             body = bytearray()
             async for chunk in response.content.iter_any():
                 body += chunk
-                if len(body) > LARGEST:
-                    raise BadReport(f"answers more than {LARGEST} bytes")
+                if len(body) > largest:
+                    raise BadReport(f"answers more than {largest} bytes")
         return read_report(bytes(body))
 
 

@@ -10,7 +10,7 @@ import pytest
 from aiohttp import web
 
 from sluice_operator.cluster import GatePod
-from sluice_operator.collect import Collector, unasked
+from sluice_operator.collect import LARGEST, LARGEST_SUM, PARALLEL, Collector, unasked
 from sluice_operator.planning.state import Gate
 
 Answer = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -63,14 +63,44 @@ async def test_a_redirect_is_not_followed(collector: Collector) -> None:
     assert await failure(collector, answer) == "answers 302"
 
 
-async def test_an_answer_without_end_is_cut(collector: Collector) -> None:
-    async def answer(request: web.Request) -> web.StreamResponse:
-        response = web.StreamResponse()
-        await response.prepare(request)
-        while True:
-            await response.write(b"x" * 65536)
+async def endless(request: web.Request) -> web.StreamResponse:
+    response = web.StreamResponse()
+    await response.prepare(request)
+    while True:
+        await response.write(b"x" * 65536)
 
-    assert await failure(collector, answer) == "answers more than 2097152 bytes"
+
+async def test_an_answer_without_end_is_cut(collector: Collector) -> None:
+    assert await failure(collector, endless) == f"answers more than {LARGEST} bytes"
+
+
+async def test_gates_by_the_hundred_may_say_less_each(collector: Collector) -> None:
+    number = 4 * LARGEST_SUM // LARGEST
+    async with gate(endless) as pod:
+        found = await collector.gates([GatePod(str(each), str(each), "", 1, "") for each in range(number - 1)] + [pod])
+    assert {each.failure for each in found} == {"has no address yet", f"answers more than {LARGEST // 4} bytes"}
+
+
+async def test_silent_gates_of_one_namespace_keep_no_other_waiting() -> None:
+    over = asyncio.Event()
+
+    async def silent(_: web.Request) -> web.Response:
+        await over.wait()
+        return web.Response()
+
+    async def answer(_: web.Request) -> web.Response:
+        return web.Response(status=503)
+
+    collector = Collector(seconds=10, patience=10)
+    async with gate(silent) as pod, gate(answer) as other:
+        crowd = [GatePod(str(each), str(each), pod.ip, pod.port, "") for each in range(2 * PARALLEL)]
+        waiting = asyncio.create_task(collector.gates(crowd))
+        await asyncio.sleep(0)
+        (found,) = await collector.gates([other])
+        waiting.cancel()
+        over.set()
+    await collector.close()
+    assert found.failure == "answers 503"
 
 
 @pytest.mark.parametrize(("seconds", "patience"), [(0.1, 10.0), (10.0, 0.1)])

@@ -21,7 +21,9 @@ GATE_LABEL: Final = "sluice.dev/gate=true"
 ADMIN_PORT_NAME: Final = "sluice-admin"
 ADMIN_PORT: Final = 10001
 
-
+NO_VERSION: Final = "1"
+"""The version of no object: etcd counts from 1, and the first write is 2. An apply over it makes an object, and fails
+if there is one."""
 TELLING_RATE: Final = 50.0
 TELLING_BURST: Final = 100
 """Statuses and events written in a second, and at once: a thousand objects take 20 s and no more than their share."""
@@ -97,9 +99,7 @@ class Cluster:
 
     async def apply_config_map(self, namespace: str, manifest: Mapping[str, Any], resource_version: str) -> None:
         """Server-side apply; raises `Conflict` if there is another version by now than that one ("" for none)."""
-        metadata = dict(manifest["metadata"])
-        if resource_version:
-            metadata["resourceVersion"] = resource_version
+        metadata = {**manifest["metadata"], "resourceVersion": resource_version or NO_VERSION}
         path = _core(namespace, "configmaps", metadata["name"])
         await self._apply(path, "configmaps", {**manifest, "metadata": metadata})
 
@@ -117,15 +117,21 @@ class Cluster:
         await self._api.call(Request("PATCH", path, "patch", "pods", query, body, MERGE))
 
     async def apply_status(self, namespace: str, name: str, uid: str, status: Mapping[str, Any]) -> None:
-        """Server-side apply of an object's whole status, if it is still that object."""
+        """Make this the status of an object, if it is still that object. Conditions of other types stay."""
         await self._pace.turn()
+        path, resource = f"{_custom(namespace)}/{quote(name)}/status", f"{PLURAL}/status"
         body = {
             "apiVersion": API_VERSION,
             "kind": KIND,
             "metadata": {"name": name, "uid": uid},
             "status": status,
         }
-        await self._apply(f"{_custom(namespace)}/{quote(name)}/status", f"{PLURAL}/status", body, Lane.TELL)
+        applied = await self._apply(path, resource, body, Lane.TELL)
+        # What somebody else wrote there, and this status leaves out, is not removed by an apply.
+        if surplus := _surplus(applied["status"], status):
+            change = {"metadata": {"uid": uid}, "status": surplus}
+            query = {"fieldManager": MANAGER}
+            await self._api.call(Request("PATCH", path, "patch", resource, query, change, MERGE, Lane.TELL))
 
     async def create_event(self, namespace: str, event: Mapping[str, Any]) -> None:
         """Create an event; it is all the same if there is one of that name."""
@@ -153,9 +159,18 @@ class Cluster:
         path = _leases(namespace, lease["metadata"]["name"])
         return await self._api.call(Request("PUT", path, "update", "leases", {}, lease, lane=Lane.LEAD))
 
-    async def _apply(self, path: str, resource: str, body: Mapping[str, Any], lane: Lane = Lane.WORK) -> None:
+    async def _apply(self, path: str, resource: str, body: Mapping[str, Any], lane: Lane = Lane.WORK) -> Json:
         query = {"fieldManager": MANAGER, "force": "true"}
-        await self._api.call(Request("PATCH", path, "patch", resource, query, body, APPLY, lane))
+        return await self._api.call(Request("PATCH", path, "patch", resource, query, body, APPLY, lane))
+
+
+def _surplus(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
+    """A merge patch that removes every field that is there and not wanted; lists are left as they are."""
+    patch: Json = {name: None for name in there if name not in wanted}
+    for name, value in wanted.items():
+        if isinstance(value, Mapping) and (inner := _surplus(there[name], value)):
+            patch[name] = inner
+    return patch
 
 
 def _custom(namespace: str | None) -> str:

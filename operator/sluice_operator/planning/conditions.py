@@ -32,7 +32,7 @@ class Truth(StrEnum):
 
 
 class Reason(StrEnum):
-    """Why it is so, for programs. Each belongs to one status of one or two types."""
+    """Why it is so, for programs. Each belongs to one status of one type, and of `Ready` where that is in its way."""
 
     ACCEPTED = "Accepted"
     INVALID = "Invalid"
@@ -43,10 +43,9 @@ class Reason(StrEnum):
     PENDING = "Pending"
     NO_GATES = "NoGates"
     NOT_ACCEPTED = "NotAccepted"
-    """Of `Programmed`: nothing of the object is in force. Of `Ready`: its present generation is not."""
+    """Nothing of the object is in force."""
 
     READY = "Ready"
-    NOT_PROGRAMMED = "NotProgrammed"
 
     COMMITTED = "Committed"
     COMMITS_MISSING = "CommitsMissing"

@@ -55,12 +55,12 @@ def programmed(form: Form | None, gates: int, behind: Sequence[Gate]) -> Conditi
 
 
 def ready(accepted: Condition, programmed: Condition) -> Condition:
-    """Whether calls are decided by the present generation everywhere."""
+    """Whether calls are decided by the present generation everywhere; if not, for the reason of what is in its way."""
     holds = False
     if accepted.truth is not Truth.TRUE:
-        reason, message = Reason.NOT_ACCEPTED, "The present generation is not in force: see the condition Accepted."
+        reason, message = accepted.reason, "The present generation is not in force: see the condition Accepted."
     elif programmed.truth is not Truth.TRUE:
-        reason, message = Reason.NOT_PROGRAMMED, "Not every gate runs it: see the condition Programmed."
+        reason, message = programmed.reason, "Not every gate runs it: see the condition Programmed."
     else:
         holds, reason, message = True, Reason.READY, "Every gate decides by the present generation."
     return condition(Kind.READY, holds=holds, reason=reason, message=message)

@@ -46,7 +46,7 @@ SECRET_HEADERS: Final = ("api-key", "authorization", "cookie", "proxy-authorizat
 CALL_HEADERS: Final = ("connection", "content-length", "content-type", "host", "te", "transfer-encoding", "upgrade")
 """Headers that the call itself needs: a subject's header is removed before the provider sees the call."""
 
-_SECRET_VARIABLE: Final = "(.*_)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)"
+_UNFIT_VARIABLE: Final = "(.*_)?(KEY|TOKEN|SECRET|PASSWORD|PASSWD|CREDENTIALS?)"
 
 _LABEL: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAME_PART: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
@@ -83,7 +83,7 @@ def _header_is_fit(subject: dict[str, Tree]) -> Iterator[Mistake]:
 
 def _variable_is_fit(subject: dict[str, Tree]) -> Iterator[Mistake]:
     variable = subject.get("env")
-    if isinstance(variable, str) and re.fullmatch(_SECRET_VARIABLE, variable.upper()):
+    if isinstance(variable, str) and re.fullmatch(_UNFIT_VARIABLE, variable.upper()):
         yield Mistake(
             "env", f"{shortened(variable)} is the name of a secret, and subjects are shown: use another variable"
         )
@@ -124,12 +124,11 @@ SUBJECT: Final = Object(
             ),
         ),
         Constraint(
-            "A variable whose name ends like a secret's (KEY, TOKEN, SECRET, PASSWORD, PASSWD, CREDENTIAL, CREDENTIALS) "
-            "names no subject.",
+            "A variable named like a secret (…KEY, …TOKEN, …SECRET, …PASSWORD, …CREDENTIALS) names no subject.",
             _variable_is_fit,
             (
                 Rule(
-                    f"!has(self.env) || !self.env.upperAscii().matches('^{_SECRET_VARIABLE}$')",
+                    f"!has(self.env) || !self.env.upperAscii().matches('^{_UNFIT_VARIABLE}$')",
                     "{self.env} is the name of a secret, and subjects are shown: use another variable",
                     "env",
                 ),

@@ -155,7 +155,7 @@ class Scene:
         return seen
 
     def version(self, config_map: Object) -> Version:
-        """This state of the ConfigMap. It has to be whole: the gate's parser reads it, and its hash is that of its text."""
+        """This state of the ConfigMap. It is whole: the gate reads it, and its hash is that of its text."""
         text, annotations = config_map["data"][LIMITS_KEY], config_map["metadata"]["annotations"]
         parse(text, LIMITS_KEY)
         assert annotations[CONTENT_HASH] == content_hash(text)

@@ -139,7 +139,7 @@ def test_a_bad_object_keeps_its_last_good_form_and_stops_nobody() -> None:
         '"6 minutes". Generation 1 stays in force.'
     )
     assert namespace.objects["bad"]["status"]["inForce"] == {"generation": 1}
-    assert namespace.verdict("bad", "Ready") == ("False", "NotAccepted")
+    assert namespace.verdict("bad", "Ready") == ("False", "Invalid")
     assert reasons(made) == [("bad", "Warning", "Invalid")]
 
 
@@ -374,7 +374,7 @@ def test_programmed_says_which_gates_are_behind_and_why() -> None:
         "1 of 4 gates run generation 2. No answer from gate-c (timed out after 2 s): is its admin port open to the "
         "operator? Mistakes in the limits files of gate-d: see its log. Not yet at gate-b."
     )
-    assert namespace.verdict("openai", "Ready") == ("False", "NotProgrammed")
+    assert namespace.verdict("openai", "Ready") == ("False", "Pending")
 
 
 def test_programmed_names_three_pods_and_counts_the_others() -> None:

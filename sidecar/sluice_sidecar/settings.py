@@ -9,8 +9,8 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from sluice.config.declaration import HEADER
 from sluice.config.durations import parse_duration
+from sluice.config.entries import HEADER
 from sluice.config.schema import is_sound
 from sluice.core.engine import EngineSettings
 from sluice.core.limits import SECOND

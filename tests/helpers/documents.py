@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from hypothesis import strategies as st
 
-from sluice.config.declaration import CALL_HEADERS, SECRET_HEADERS
+from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode

@@ -22,8 +22,8 @@ from hypothesis import strategies as st
 from helpers.documents import documents
 from helpers.kube.client import CRDS, LIMITS, ApiError, Client
 from helpers.kube.control_plane import ControlPlane
-from sluice.config.declaration import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.document import from_manifest, parse, to_manifest
+from sluice.config.entries import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.types import ProviderLimits
 from sluice.config.yamltext import MAX_BYTES, write
 from sluice.core.keys import Scope

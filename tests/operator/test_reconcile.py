@@ -215,7 +215,7 @@ async def test_a_gates_pod_is_told_once_for_each_generation(
 
         await once(admin, PODS, "gate-0", is_told)
         await after_ticks(operator, 2)
-    patched = [each for each in writes(control_plane, namespace) if each.resource == "pods"]
+    patched = [each for each in writes(control_plane, namespace) if each.resource == "pods/status"]
     # Once with no limits in force, if the pod was seen before the object, and once with them.
     assert {(each.verb, each.name, each.code) for each in patched} == {("patch", "gate-0", 200)}
     assert len(patched) <= 2

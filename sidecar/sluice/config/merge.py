@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import TypeAlias
 
-from sluice.config.declaration import KIND, claims_of
+from sluice.config.declaration import KIND
 from sluice.config.durations import format_duration
+from sluice.config.entries import claims_of
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits

@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 
 from sluice.config.crd import crd, crd_text
-from sluice.config.declaration import CALL_HEADERS, DOCUMENT, SECRET_HEADERS
+from sluice.config.declaration import DOCUMENT
 from sluice.config.document import from_manifest, to_manifest
+from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
 from sluice.config.schema import Object, Sequence, Type
 from sluice.config.yamltext import read
 

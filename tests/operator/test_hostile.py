@@ -30,7 +30,7 @@ MOST_MEMORY = 200 * MIB
 async def there(control_plane: ControlPlane, admin: Client, tmp_path: Path) -> AsyncIterator[Scene]:
     """A namespace with an object and one gate that does as it should."""
     async with (
-        scene(control_plane, admin, f"{admin.namespace}-hostile") as found,
+        scene(control_plane, admin) as found,
         following_gate(found.admin, tmp_path),
     ):
         await found.create(provider_limits("a"))

@@ -7,7 +7,6 @@ import signal
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import count
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +23,6 @@ READS = 9
 """Until all has been read: once to see that the kind is served, and four times in either turn of a namespace."""
 KOPF = "application/octet-stream"
 """By what its calls differ from ours. All are reads, before anything is written or beside it."""
-numbers = count(1)
 
 
 class Step(NamedTuple):
@@ -131,8 +129,7 @@ async def run(
 @asynccontextmanager
 async def stage(plane: ControlPlane, admin: Client, folder: Path) -> AsyncIterator[Scene]:
     """A new namespace with two objects that contradict each other, and a gate."""
-    name = f"killed-{next(numbers)}"
-    async with scene(plane, admin, name) as there, following_gate(there.admin, folder / name):
+    async with scene(plane, admin) as there, following_gate(there.admin, folder / there.admin.namespace):
         for each in ("a", "b"):
             await there.create(provider_limits(each))
         yield there

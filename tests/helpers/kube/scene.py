@@ -155,7 +155,7 @@ class Scene:
         return seen
 
     def version(self, config_map: Object) -> Version:
-        """This state of the ConfigMap. It is whole: the gate reads it, and its hash is that of its text."""
+        """This state of the ConfigMap. It is whole: the gate's parser reads it, and its hash is that of its text."""
         text, annotations = config_map["data"][LIMITS_KEY], config_map["metadata"]["annotations"]
         parse(text, LIMITS_KEY)
         assert annotations[CONTENT_HASH] == content_hash(text)
@@ -177,9 +177,10 @@ class Scene:
 
 
 @asynccontextmanager
-async def scene(plane: ControlPlane, admin: Client, namespace: str) -> AsyncIterator[Scene]:
+async def scene(plane: ControlPlane, admin: Client) -> AsyncIterator[Scene]:
     """A new namespace with the operator's account and its rights."""
-    await admin.create(NAMESPACES, {"metadata": {"name": namespace}})
+    made = await admin.create(NAMESPACES, {"metadata": {"generateName": "scene-"}})
+    namespace = made["metadata"]["name"]
     inside = admin.inside(namespace)
     await grant(inside)
     user = f"system:serviceaccount:{namespace}:{ACCOUNT}"

@@ -13,21 +13,17 @@ from helpers.kube.control_plane import ControlPlane
 from helpers.kube.scene import Scene, following_gate, provider_limits, scene
 from sluice.config.render import NO_LIMITS
 
-SOON_SECONDS = 70
-"""The garbage collector looks for kinds that are new to it every 30 s, and tries again after a while."""
-pytestmark = pytest.mark.timeout(150)  # for its sake
+SOON_SECONDS = 30
 
 
 @pytest.fixture
 async def there(own_control_plane: ControlPlane) -> AsyncIterator[Scene]:
     """A namespace with two objects, under a control plane that collects garbage."""
-    async with (
-        client(own_control_plane) as admin,
-        scene(own_control_plane, admin) as found,
-    ):
-        await found.create(provider_limits("a"))
-        await found.create(provider_limits("b", provider="anthropic"))
-        yield found
+    with own_control_plane.collecting_garbage():
+        async with client(own_control_plane) as admin, scene(own_control_plane, admin) as found:
+            await found.create(provider_limits("a"))
+            await found.create(provider_limits("b", provider="anthropic"))
+            yield found
 
 
 async def gone(api: Client, kind: Kind, name: str) -> None:

@@ -187,6 +187,10 @@ async def scene(plane: ControlPlane, admin: Client) -> AsyncIterator[Scene]:
     plane.kubeconfig(user)
     async with proxied(plane, user) as (proxy, kubeconfig):
         yield Scene(plane, inside, proxy, kubeconfig, {})
+    if await admin.find(NAMESPACES, namespace) is not None:
+        for kind in (LIMITS, PODS):  # without a controller manager nobody empties a namespace
+            await inside.delete_all(kind)
+        await admin.delete(NAMESPACES, namespace)
 
 
 async def grant(admin: Client) -> None:

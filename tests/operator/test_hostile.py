@@ -67,7 +67,7 @@ FORGED: dict[str, Answer] = {
     "not-a-number": saying('{"buckets": NaN}'),
     "a-million-digits": saying("9" * MIB),
     "no-text": saying(b"\xff\xfe"),
-    "compressed": saying(b"\x1f\x8b", **{"Content-Encoding": "gzip"}),
+    "compressed": saying(b"\x1f\x8b", content_encoding="gzip"),
     "another-shape": saying({"configuration": []}),
     "too-many-buckets": saying(report("", buckets=[{}] * 100_000)),
     "failing": saying("{}", status=500),

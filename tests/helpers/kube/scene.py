@@ -145,11 +145,12 @@ class Scene:
 
     async def until(self, holds: Callable[[Seen], bool], seconds: float = SOON_SECONDS) -> Seen:
         """What there is, once it is so."""
-        seen = None
+        seen = await self.seen()
         try:
             async with asyncio.timeout(seconds):
-                while not holds(seen := await self.seen()):  # noqa: ASYNC110  several kinds: no watch tells of them all
+                while not holds(seen):  # several kinds: no watch tells of them all
                     await asyncio.sleep(0.1)
+                    seen = await self.seen()
         except TimeoutError:
             raise AssertionError(f"not within {seconds} s; now: {seen}") from None
         return seen

@@ -32,12 +32,13 @@ def follower(volume: Path) -> Answer:
 
 
 def saying(body: str | bytes | dict[str, Any], status: int = 200, **headers: str) -> Answer:
-    """One answer, whatever is asked."""
+    """One answer, whatever is asked. A header is a keyword: `content_encoding="gzip"`."""
     text = json.dumps(body) if isinstance(body, dict) else body
     content = text.encode() if isinstance(text, str) else text
+    fields = {"Content-Type": "application/json"} | {name.replace("_", "-"): value for name, value in headers.items()}
 
     async def answer(_: web.Request) -> web.Response:
-        return web.Response(body=content, status=status, headers={"Content-Type": "application/json", **headers})
+        return web.Response(body=content, status=status, headers=fields)
 
     return answer
 

@@ -49,8 +49,8 @@ minor=${version#v1.}
 stamp=k8s.io/component-base/version
 flags="-s -w -X $stamp.gitVersion=$version -X $stamp.gitMajor=1 -X $stamp.gitMinor=${minor%%.*} -X $stamp.gitTreeState=clean -X $stamp.buildDate=1970-01-01T00:00:00Z"
 
-go build -trimpath -ldflags "$flags" -o "$unfinished/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kubectl}
-(cd etcd && go build -trimpath -ldflags "-s -w" -o "$unfinished/etcd" go.etcd.io/etcd/server/v3)
+go build -buildvcs=false -trimpath -ldflags "$flags" -o "$unfinished/" k8s.io/kubernetes/cmd/{kube-apiserver,kube-controller-manager,kubectl}
+(cd etcd && go build -buildvcs=false -trimpath -ldflags "-s -w" -o "$unfinished/etcd" go.etcd.io/etcd/server/v3)
 
 chmod 755 "$unfinished"
 mv -T "$unfinished" "$folder" 2> /dev/null || [ -x "$folder/etcd" ] # another build was first

@@ -103,10 +103,11 @@ class Cluster:
         path = _core(namespace, "configmaps", metadata["name"])
         await self._apply(path, "configmaps", {**manifest, "metadata": metadata})
 
-    async def delete_config_map(self, namespace: str, name: str, uid: str) -> None:
-        """Delete it if it is still that one; it is all the same if it is gone."""
+    async def delete_config_map(self, namespace: str, name: str, uid: str, resource_version: str) -> None:
+        """Delete it if it is still that one, and as it was read; it is all the same if it is gone."""
         path = _core(namespace, "configmaps", name)
-        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": {"uid": uid}}
+        as_read = {"uid": uid, "resourceVersion": resource_version}
+        body = {"apiVersion": "v1", "kind": "DeleteOptions", "preconditions": as_read}
         with contextlib.suppress(NotFound):
             await self._api.call(Request("DELETE", path, "delete", "configmaps", {}, body))
 

@@ -211,7 +211,7 @@ class Reconciler:
             if isinstance(write, ApplyConfigMap):
                 await self._cluster.apply_config_map(self.namespace, write.manifest, write.resource_version)
             else:
-                await self._cluster.delete_config_map(self.namespace, write.name, write.uid)
+                await self._cluster.delete_config_map(self.namespace, write.name, write.uid, write.resource_version)
 
     async def _annotate(self, write: AnnotatePod) -> bool:
         """False for a pod that is gone: others are told all the same."""

@@ -92,8 +92,9 @@ class Namespace:
                     there = self.config_maps.get(manifest["metadata"]["name"])
                     assert resource_version == (there["metadata"]["resourceVersion"] if there else "")
                     self._put(manifest)
-                case DeleteConfigMap(name, uid):
-                    assert self.config_maps.pop(name)["metadata"]["uid"] == uid
+                case DeleteConfigMap(name, uid, resource_version):
+                    gone = self.config_maps.pop(name)["metadata"]
+                    assert (gone["uid"], gone["resourceVersion"]) == (uid, resource_version)
                 case AnnotatePod(name, _, value):
                     assert value != self.gates[name].told, f"{TOLD} stands there already"
                     self.gates[name] = replace(self.gates[name], told=value)

@@ -70,6 +70,8 @@ class DeleteConfigMap:
     name: str
     uid: str
     """The one that it must still be."""
+    resource_version: str
+    """The version that it must still have."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -195,11 +197,11 @@ def _config_map_writes(
             if _is_as(wanted[name], there):
                 continue
             if there.get("immutable"):  # by somebody's hand: it can only be made anew, which the next plan does
-                yield DeleteConfigMap(name, metadata["uid"])
+                yield DeleteConfigMap(name, metadata["uid"], metadata["resourceVersion"])
             else:
                 yield ApplyConfigMap(wanted[name], metadata.get("resourceVersion", ""))
         elif _metadata(there, "labels").get(MANAGED_BY) == MANAGER and "deletionTimestamp" not in metadata:
-            yield DeleteConfigMap(name, metadata["uid"])
+            yield DeleteConfigMap(name, metadata["uid"], metadata["resourceVersion"])
 
 
 def _is_as(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:

@@ -73,7 +73,7 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 
 ##### Test
 
-.PHONY: test test-quick test-contract test-integration test-operator kube-assets
+.PHONY: test test-quick test-contract test-integration test-operator test-resilience kube-assets
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
@@ -87,7 +87,10 @@ test-integration: setup ## Through a real Envoy
 	$(BIN)/pytest tests/integration $(ARGS)
 
 test-operator: setup kube-assets ## The operator on a real kube-apiserver
-	$(BIN)/pytest tests/operator $(ARGS)
+	$(BIN)/pytest tests/operator --ignore tests/operator/resilience $(ARGS)
+
+test-resilience: setup kube-assets ## The operator killed, cut off, lied to, and with a thousand objects: ten minutes and more
+	$(BIN)/pytest tests/operator/resilience $(ARGS)
 
 kube-assets: ## Build kube-apiserver and etcd for the tests, once, with Go (KUBEBUILDER_ASSETS=DIR: those of your own)
 	@tests/kube-assets/build.sh > /dev/null

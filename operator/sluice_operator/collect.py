@@ -98,7 +98,10 @@ class Collector:
 def _url(pod: GatePod) -> str:
     if not pod.ip:
         raise BadReport("has no address yet")
-    address = ipaddress.ip_address(pod.ip)
+    try:
+        address = ipaddress.ip_address(pod.ip)
+    except ValueError:  # the API server still takes zeros in front
+        raise BadReport("has an address that cannot be read") from None
     host = f"[{address}]" if address.version == 6 else str(address)
     return f"http://{host}:{pod.port}{PATH}"
 

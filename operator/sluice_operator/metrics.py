@@ -16,7 +16,9 @@ from prometheus_client.registry import Collector
 from sluice import __version__
 from sluice.errors import SluiceError
 from sluice_operator import clock
+from sluice_operator.planning.conditions import Truth, by_type
 from sluice_operator.planning.state import Gate
+from sluice_operator.planning.status import ours
 
 STUCK: Final = 120.0
 """Seconds without a step after which a turn is taken for stuck. Its steps are calls of at most 10 s."""
@@ -87,9 +89,10 @@ class Metrics:
     def saw(self, namespace: str, objects: Sequence[Mapping[str, Any]], gates: Sequence[Gate]) -> None:
         """What stands in a namespace now."""
         conditions = Counter(
-            (str(each.get("type")), str(each.get("status")))
+            (str(kind), str(each["status"]))
             for manifest in objects
-            for each in (manifest.get("status") or {}).get("conditions") or ()
+            for kind, each in by_type(ours(manifest.get("status"))).items()
+            if each.get("status") in tuple(Truth)
         )
         answers = Counter("silent" if gate.report is None else "answering" for gate in gates)
         self.counted[namespace] = Counted(conditions, answers)

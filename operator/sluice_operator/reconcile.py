@@ -123,9 +123,11 @@ class Reconciler:
         self._dirty = asyncio.Event()
         self._changed_at = 0.0
         self._tell_soon = asyncio.Event()
+        self._looked_at = 0.0
         self._gates: tuple[Gate, ...] = ()
         self._history: OrderedDict[str, Mapping[str, int]] = OrderedDict()
         self._written: dict[str, float] = {}
+        self._refused = Complaint(logger)
         self.changed()
 
     @property
@@ -181,20 +183,22 @@ class Reconciler:
         except TimeoutError:
             return
         self._tell_soon.clear()
-        if self._gates:
-            await asyncio.sleep(FOLLOWED)
+        # Without gates at once, but where each look finds the same thing to write again, it is no more often written.
+        await asyncio.sleep(FOLLOWED if self._gates else self._looked_at + FOLLOWED - clock.now())
 
     # -- configure -----------------------------------------------------------------------------------------------
 
     async def _configure(self) -> None:
         try:
-            await self._put_in_force()
+            helped = await self._put_in_force()
         except Exception:
             self._dirty.set()
             raise
-        self._tell_soon.set()
+        if helped:
+            self._tell_soon.set()
 
-    async def _put_in_force(self) -> None:
+    async def _put_in_force(self) -> bool:
+        """False if nothing that was due could be done."""
         found = await self._read()
         todo = await self._plan(found, unasked(found.pods, self._gates))
         maps = [write for write in todo.writes if not isinstance(write, AnnotatePod)]
@@ -204,6 +208,7 @@ class Reconciler:
         told = sum(await self._each(pods, self._annotate))
         for write in maps:
             logger.info("%s: %s", self.namespace, _news(write, len(todo.rendered[1]), told))
+        return bool(maps or told or not pods)
 
     async def _write_config_map(self, write: ApplyConfigMap | DeleteConfigMap) -> None:
         self._may_write()
@@ -214,18 +219,22 @@ class Reconciler:
                 await self._cluster.delete_config_map(self.namespace, write.name, write.uid, write.resource_version)
 
     async def _annotate(self, write: AnnotatePod) -> bool:
-        """False for a pod that is gone: others are told all the same."""
+        """False for a pod that is gone, or takes no annotation more: others are told all the same."""
         self._may_write()
         try:
             with self._metrics.write("pod", self.namespace):
                 await self._cluster.annotate_pod(self.namespace, write.name, write.uid, write.value)
         except (NotFound, Conflict):
             return False
+        except Invalid as error:
+            self._refused.raised(f"{self.namespace}: {error}")
+            return False
         return True
 
     # -- tell ----------------------------------------------------------------------------------------------------
 
     async def _tell(self) -> None:
+        self._looked_at = clock.now()
         found = await self._read()
         self._gates = await self._collector.gates(found.pods)
         todo = await self._plan(found, self._gates)
@@ -256,6 +265,9 @@ class Reconciler:
                 await self._cluster.apply_status(self.namespace, write.name, write.uid, write.status)
         except (NotFound, Conflict):
             return False  # another object by now, or none: the next turn sees
+        except Invalid as error:  # this one has no place for it: others are told all the same
+            self._refused.raised(f"{self.namespace}: {error}")
+            return False
         self._written[write.uid] = clock.wall()
         return True
 

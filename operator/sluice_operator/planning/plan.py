@@ -196,8 +196,10 @@ def _config_map_writes(
         if name in wanted:
             if _is_as(wanted[name], there):
                 continue
-            if there.get("immutable"):  # by somebody's hand: it can only be made anew, which the next plan does
-                yield DeleteConfigMap(name, metadata["uid"], metadata["resourceVersion"])
+            # Immutable by somebody's hand: it can only be made anew, which the plan does that finds it gone.
+            if there.get("immutable"):
+                if "deletionTimestamp" not in metadata:
+                    yield DeleteConfigMap(name, metadata["uid"], metadata["resourceVersion"])
             else:
                 yield ApplyConfigMap(wanted[name], metadata.get("resourceVersion", ""))
         elif _metadata(there, "labels").get(MANAGED_BY) == MANAGER and "deletionTimestamp" not in metadata:
@@ -210,14 +212,14 @@ def _is_as(wanted: Mapping[str, Any], there: Mapping[str, Any]) -> bool:
         wanted["data"].items() <= (there.get("data") or {}).items()
         and wanted["metadata"]["labels"].items() <= _metadata(there, "labels").items()
         and wanted["metadata"]["annotations"].items() <= _metadata(there, "annotations").items()
-        and _owners(wanted) == _owners(there)
+        and _owners(wanted) <= _owners(there)
     )
 
 
 def _owners(config_map: Mapping[str, Any]) -> set[tuple[str, str]]:
-    """Its owners that are ours: uid and name."""
+    """Its owners: uid and name. One more than is wanted is not ours to remove: the garbage collector does it."""
     references = config_map.get("metadata", {}).get("ownerReferences") or []
-    return {(each["uid"], each["name"]) for each in references if each["kind"] == KIND}
+    return {(each["uid"], each["name"]) for each in references}
 
 
 def _annotations(digest: str, observed: Observed) -> Iterator[AnnotatePod]:

@@ -133,6 +133,12 @@ async def test_a_pod_without_an_address_is_not_asked(collector: Collector) -> No
     assert found == Gate("gate", "uid", "told", None, "has no address yet")
 
 
+async def test_an_address_that_cannot_be_read_troubles_no_other_gate(collector: Collector) -> None:
+    addresses = ("", "010.0.0.1")
+    found = await collector.gates([GatePod(ip, ip, ip, 10001, "") for ip in addresses])
+    assert [each.failure for each in found] == ["has no address yet", "has an address that cannot be read"]
+
+
 async def test_a_pod_that_does_not_listen_is_out_of_reach(collector: Collector) -> None:
     async def answer(_: web.Request) -> web.Response:
         return web.Response()

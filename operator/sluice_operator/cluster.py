@@ -132,7 +132,7 @@ class Cluster:
         }
         applied = await self._apply(path, resource, body, Lane.TELL)
         # What somebody else wrote there, and this status leaves out, is not removed by an apply.
-        if surplus := _surplus(applied["status"], status):
+        if surplus := _surplus(applied.get("status") or {}, status):
             change = {"metadata": {"uid": uid}, "status": surplus}
             query = {"fieldManager": MANAGER}
             await self._api.call(Request("PATCH", path, "patch", resource, query, change, MERGE, Lane.TELL))
@@ -172,7 +172,8 @@ def _surplus(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
     """A merge patch that removes every field that is there and not wanted; lists are left as they are."""
     patch: Json = {name: None for name in there if name not in wanted}
     for name, value in wanted.items():
-        if isinstance(value, Mapping) and (inner := _surplus(there[name], value)):
+        # What the CRD of the cluster does not know is not there, though it was applied.
+        if isinstance(value, Mapping) and (inner := _surplus(there.get(name) or {}, value)):
             patch[name] = inner
     return patch
 

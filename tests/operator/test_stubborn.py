@@ -19,7 +19,7 @@ STRANGER = {"apiVersion": "example.com/v1", "kind": "ProviderLimits", "name": "b
 @pytest.fixture
 async def there(control_plane: ControlPlane, admin: Client) -> AsyncIterator[Scene]:
     """A namespace with an object."""
-    async with scene(control_plane, admin, f"{admin.namespace}-stubborn") as found:
+    async with scene(control_plane, admin) as found:
         await found.create(provider_limits("a"))
         yield found
 

@@ -19,7 +19,8 @@ from sluice.errors import SluiceError
 
 T = TypeVar("T")
 
-MOST_BUCKETS: Final = 1000
+MOST_BUCKETS: Final = 100
+"""As many as a gate is asked for."""
 MOST_FILES: Final = 1000
 MOST_PROVIDERS: Final = 1000
 MOST_MODELS: Final = 64

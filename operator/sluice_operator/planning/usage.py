@@ -14,8 +14,10 @@ calls in flight and the sums of five minutes are added up.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+import re
+from collections import Counter
+from collections.abc import Container, Iterable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from typing import Any, Final, TypeAlias
 
 from sluice.config.types import ProviderLimits, SubjectKind
@@ -30,12 +32,16 @@ RECENT_SECONDS: Final = 300
 """Seconds: an older refusal is not shown, and the gates' sums are of as long."""
 MOST_HOTTEST: Final = 5
 MOST_PRESSED: Final = 10
+MOST_COMPARED: Final = 4_000_000
+"""Comparisons of a bucket's subject with a pattern: some two seconds, whatever forged gates tell."""
 HIGH, RELIEVED = 80, 70
 """Percent of a window from which a bucket is under pressure, and below which it no longer is."""
 LONGEST_SUBJECT: Final = 64
 MOST_MODELS: Final = 5
 HASH_DIGITS: Final = 12
 LARGEST_PERCENT: Final = 9999
+_KEY_HASH: Final = re.compile("key-[0-9a-f]{16}")
+"""The subject that a gate makes of an API key."""
 
 Json: TypeAlias = Any
 
@@ -73,7 +79,9 @@ def gather(gates: Sequence[Gate], forms: Iterable[Form]) -> Usage:
     storeless = [gate.pod for gate in gates if gate.report and not gate.report.store_healthy]
     whose = _Owners(forms)
     buckets: dict[str, list[Bucket]] = {}
-    for bucket in _merged(each for report in answers for each in report.buckets):
+    # The fullest first: they are what is shown, if there are more than can be looked at.
+    merged = _merged(each for report in answers for each in report.buckets)
+    for bucket in sorted(merged, key=_fullness, reverse=True):
         if owner := whose.owner(bucket.key):
             buckets.setdefault(owner, []).append(bucket)
     recent: dict[str, Recent] = {}
@@ -84,19 +92,33 @@ def gather(gates: Sequence[Gate], forms: Iterable[Form]) -> Usage:
 
 
 class _Owners:
-    """The object whose entry holds for a bucket."""
+    """The object whose entry holds for a bucket: one that names it is found at once, patterns are tried in turn."""
 
     def __init__(self, forms: Iterable[Form]) -> None:
+        self._named: dict[BucketKey, str] = {}
         self._uids: dict[Rule, str] = {}
-        self._rules: dict[tuple[str, Scope, str], list[Rule]] = {}
+        self._patterns: dict[tuple[str, Scope, str], list[Rule]] = {}
+        self._costs: Counter[tuple[str, Scope, str]] = Counter()
+        self._left = MOST_COMPARED
         for form in forms:
             for rule in form.rules:
-                # No two objects in force hold an equal rule: they would be rivals for the same calls.
-                self._uids[rule] = form.uid
-                self._rules.setdefault((rule.provider, rule.scope, rule.key_models), []).append(rule)
+                models, patterns = rule.key_models, tuple(each for each in rule.subjects if "*" in each)
+                for name in set(rule.subjects).difference(patterns):
+                    self._named[BucketKey(rule.provider, rule.scope, name, models)] = form.uid
+                if patterns or not rule.subjects:
+                    # No two objects in force hold an equal rule: they would be rivals for the same calls.
+                    loose = replace(rule, subjects=patterns)
+                    self._uids[loose] = form.uid
+                    self._patterns.setdefault((rule.provider, rule.scope, models), []).append(loose)
+                    self._costs[rule.provider, rule.scope, models] += len(patterns) or 1
 
     def owner(self, key: BucketKey) -> str | None:
-        rule = governing(self._rules.get((key.provider, key.scope, key.models), ()), key.subject)
+        """None for a bucket that is nobody's, and once too much was compared."""
+        if (named := self._named.get(key)) is not None:
+            return named
+        alike = (key.provider, key.scope, key.models)
+        self._left -= self._costs[alike]
+        rule = governing(self._patterns.get(alike, ()), key.subject) if self._left >= 0 else None
         return self._uids[rule] if rule else None
 
 
@@ -120,6 +142,10 @@ def _fuller(one: Mapping[Cap, Use], other: Mapping[Cap, Use]) -> dict[Cap, Use]:
 def _rank(use: Use) -> tuple[float, int, int]:
     """By how full; the rest only makes the order a whole one. A cap of 0 is shut, not full."""
     return (use.used / use.limit if use.limit else 0.0, use.used, use.limit)
+
+
+def _fullness(bucket: Bucket) -> float:
+    return max((_rank(use)[0] for use in bucket.uses.values()), default=0.0)
 
 
 def _later(one: Refusal | None, other: Refusal | None) -> Refusal | None:
@@ -162,9 +188,10 @@ def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[st
     found = [(bucket, *max(bucket.uses.items(), key=lambda item: _rank(item[1]))) for bucket in buckets if bucket.uses]
     found = [each for each in found if _percent(each[2]) >= 1]
     found.sort(key=lambda each: (-_rank(each[2])[0], each[0].key))
+    public = _public(document)
     return [
         {
-            **_named(document, bucket.key, cap),
+            **_named(public, bucket.key, cap),
             "used": _shown(use.used),
             "limit": _shown(use.limit),
             "percent": _percent(use),
@@ -185,10 +212,11 @@ def pressure(
     """
     levels = _levels(before)
     percents: dict[_Id, int] = {}
+    public = _public(document)
     for bucket in buckets:
         for cap, use in bucket.uses.items():
             if cap is not Cap.MAX_CONCURRENT:
-                place = _id(_named(document, bucket.key, cap))
+                place = _id(_named(public, bucket.key, cap))
                 percents[place] = max(percents.get(place, 0), _percent(use))
     stays = [each for each in levels if percents.get(each, 0 if complete else RELIEVED) >= RELIEVED]
     comes = [each for each in percents if each not in levels and percents[each] >= HIGH]
@@ -205,7 +233,7 @@ def last_refusal(document: ProviderLimits, buckets: Sequence[Bucket]) -> dict[st
     refusal, key = min(refused, key=lambda each: (each[0].seconds_ago, each[1]), default=(None, None))
     if refusal is None or key is None or refusal.seconds_ago > RECENT_SECONDS:
         return None
-    named = _named(document, key, refusal.cap)
+    named = _named(_public(document), key, refusal.cap)
     return {name: named[name] for name in ("scope", "subject", "cap")} | {"reason": refusal.reason}
 
 
@@ -231,23 +259,30 @@ def _levels(before: object) -> dict[_Id, str]:
         return {}
 
 
-def _named(document: ProviderLimits, key: BucketKey, cap: str) -> dict[str, Json]:
+def _named(public: Container[tuple[Scope, str]], key: BucketKey, cap: str) -> dict[str, Json]:
     models = key.models.split(",") if key.models else []
     more = [f"and {len(models) - MOST_MODELS} more"] if len(models) > MOST_MODELS else []
     shown = [_printable(model) for model in models[:MOST_MODELS]] + more
-    named = {"scope": str(key.scope), "subject": shown_subject(document, key)}
+    named = {"scope": str(key.scope), "subject": _shown_subject(public, key)}
     return {**named, **({"models": shown} if shown else {}), "cap": str(cap)}
 
 
-def shown_subject(document: ProviderLimits, key: BucketKey) -> str:
+def _public(document: ProviderLimits) -> frozenset[tuple[Scope, str]]:
+    """The subjects that the object itself names."""
+    constants = {
+        (each.scope, each.subject.value) for each in document.limits if each.subject.kind is SubjectKind.CONSTANT
+    }
+    return frozenset(constants | {(entry.scope, name) for entry in document.limits for name in entry.subjects})
+
+
+def _shown_subject(public: Container[tuple[Scope, str]], key: BucketKey) -> str:
     """The subject as it may be kept in a status or an event.
 
-    What a caller's header says may be anything, and is kept as a hash, unless the object itself names it.
+    What a caller's header says may be anything, and is kept as a hash, unless the object itself names it. Where the
+    object reads subjects now tells nothing of where this one comes from: gates keep their buckets for a while.
     """
-    entries = [entry for entry in document.limits if entry.scope == key.scope]
-    from_header = any(entry.subject.kind is SubjectKind.HEADER for entry in entries)
-    public = {"", OVERFLOW_SHOWN} | {name for entry in entries for name in entry.subjects if "*" not in name}
-    if from_header and key.subject not in public:
+    told = key.subject in {"", OVERFLOW_SHOWN} or _KEY_HASH.fullmatch(key.subject) or (key.scope, key.subject) in public
+    if not told:
         return f"sha256-{hashlib.sha256(key.subject.encode()).hexdigest()[:HASH_DIGITS]}"
     return _printable(key.subject)
 

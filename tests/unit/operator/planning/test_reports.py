@@ -123,7 +123,7 @@ def test_a_count_is_an_integer_that_64_bits_hold(path: str, value: Any) -> None:
         ("configuration.problems", {}, "has a wrong problems: it must be a list"),
         ("store.healthy", 1, "has a wrong healthy: it must be true or false"),
         ("recent.providers", {str(number): {} for number in range(1001)}, "has more than 1000 providers"),
-        ("buckets", [BUCKET] * 1001, "has more than 1000 buckets"),
+        ("buckets", [BUCKET] * 101, "has more than 100 buckets"),
         ("buckets.0.scope", "Team", "has a wrong scope: it must be one of User, Org, Project"),
         ("buckets.0.subject", "x" * 513, "has a wrong subject: it must be text of at most 512 characters"),
         ("buckets.0.models", ["x"] * 65, "has more than 64 models"),

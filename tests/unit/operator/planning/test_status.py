@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import pytest
@@ -166,7 +167,11 @@ def test_the_hottest_are_five_and_none_that_is_idle_or_shut() -> None:
         ({"header": "x-user-id"}, "", ""),
         ({"header": "x-user-id"}, "(overflow)", "(overflow)"),
         ({"apiKey": True}, "key-0123456789abcdef", "key-0123456789abcdef"),
-        ({"env": "POD_NAMESPACE"}, "a\x1b[31mb" + "c" * 99, "a?[31mb" + "c" * 57),
+        ({"constant": "a\u202eb" + "c" * 99}, "a\u202eb" + "c" * 99, "a?b" + "c" * 61),
+        # What a gate counted before the object read its subjects elsewhere.
+        ({"constant": "everybody"}, "mallory@example.com", "sha256-c9c47fe828a0"),
+        ({"apiKey": True}, "mallory@example.com", "sha256-c9c47fe828a0"),
+        ({"env": "TEAM"}, "mallory@example.com", "sha256-c9c47fe828a0"),
     ],
 )
 def test_what_a_header_says_is_kept_as_a_hash_unless_the_object_names_it(
@@ -249,9 +254,30 @@ def test_no_more_than_ten_buckets_are_told_and_those_that_were_stay() -> None:
 
     made = namespace.round()
 
-    subjects = [each["subject"] for each in namespace.objects["openai"]["status"]["pressure"]]
-    assert subjects == [f"s{number:02}" for number in range(10)]
+    subjects = {each["subject"] for each in namespace.objects["openai"]["status"]["pressure"]}
+    assert subjects == {hashed(f"s{number:02}") for number in range(10)}
     assert made.events == ()
+
+
+def hashed(subject: str) -> str:
+    """As a subject is kept that the object does not name."""
+    return f"sha256-{hashlib.sha256(subject.encode()).hexdigest()[:12]}"
+
+
+def test_of_more_buckets_than_can_be_compared_with_patterns_the_fullest_are_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("sluice_operator.planning.usage.MOST_COMPARED", 4 * 2)
+    buckets = [bucket(f"s{number}", number) for number in range(10, 20)] + [bucket("alice", 1)]
+    matches = ({"subjects": ["s*", "t*", "alice"]}, {"subjects": ["u*", "v*"]})
+
+    status = shown(*(entry(match=match) for match in matches), gates=({"buckets": tuple(buckets)},))
+
+    assert [(each["subject"], each["used"]) for each in status["hottest"]] == [
+        (hashed("s19"), 19),
+        (hashed("s18"), 18),
+        ("alice", 1),
+    ]
 
 
 def test_calls_in_flight_at_their_cap_are_no_pressure() -> None:

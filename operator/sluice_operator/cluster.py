@@ -9,14 +9,13 @@ from dataclasses import dataclass
 from typing import Any, Final
 from urllib.parse import quote
 
+from sluice.config.crd import GROUP, PLURAL, VERSION
 from sluice.config.declaration import API_VERSION, KIND
 from sluice.config.render import MANAGER
 from sluice_operator import clock
 from sluice_operator.api import APPLY, MERGE, Api, Conflict, Json, Lane, NotFound, Request
 from sluice_operator.planning.plan import TOLD
 
-GROUP, VERSION = API_VERSION.split("/")
-PLURAL: Final = "providerlimits"
 GATE_LABEL: Final = "sluice.dev/gate=true"
 ADMIN_PORT_NAME: Final = "sluice-admin"
 ADMIN_PORT: Final = 10001

@@ -12,10 +12,10 @@ import aiohttp
 
 from sluice_operator import clock
 from sluice_operator.cluster import GatePod
-from sluice_operator.planning.reports import BadReport, Report, read_report
+from sluice_operator.planning.reports import MOST_BUCKETS, BadReport, Report, read_report
 from sluice_operator.planning.state import Gate
 
-PATH: Final = "/status?limit=100"
+PATH: Final = f"/status?limit={MOST_BUCKETS}"
 PARALLEL: Final = 16
 """Gates of a namespace asked at a time: one with many silent ones keeps no other namespace waiting."""
 SECONDS: Final = 2.0

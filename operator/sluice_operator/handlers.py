@@ -16,8 +16,9 @@ from typing import Any, Final
 
 import kopf
 
+from sluice.config.crd import GROUP, PLURAL, VERSION
 from sluice_operator.api import CALL_SECONDS, CONNECT_SECONDS, PAGE, Api, ClusterError
-from sluice_operator.cluster import GROUP, PLURAL, VERSION, Cluster
+from sluice_operator.cluster import Cluster
 from sluice_operator.logs import Complaint, whereabouts
 
 logger = logging.getLogger(__name__)

@@ -20,6 +20,7 @@ from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Final, TypeAlias
 
+from sluice.config.status_schema import LONGEST_SUBJECT, MOST_HOTTEST, MOST_PRESSED
 from sluice.config.types import ProviderLimits, SubjectKind
 from sluice.core.keys import OVERFLOW_SHOWN, BucketKey, Scope
 from sluice.core.limits import MAX_COUNT, Cap
@@ -30,20 +31,15 @@ from sluice_operator.planning.state import Gate
 
 RECENT_SECONDS: Final = 300
 """Seconds: an older refusal is not shown, and the gates' sums are of as long."""
-MOST_HOTTEST: Final = 5
-MOST_PRESSED: Final = 10
 MOST_COMPARED: Final = 4_000_000
 """Comparisons of a bucket's subject with a pattern: some two seconds, whatever forged gates tell."""
 HIGH, RELIEVED = 80, 70
 """Percent of a window from which a bucket is under pressure, and below which it no longer is."""
-LONGEST_SUBJECT: Final = 64
 MOST_MODELS: Final = 5
 HASH_DIGITS: Final = 12
 LARGEST_PERCENT: Final = 9999
 _KEY_HASH: Final = re.compile("key-[0-9a-f]{16}")
 """The subject that a gate makes of an API key."""
-
-Json: TypeAlias = Any
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +157,7 @@ def _added(one: int, other: int) -> int:
     return min(one + other, MAX_COUNT)
 
 
-def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Recent) -> dict[str, Json]:
+def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Recent) -> dict[str, Any]:
     """`status.usage` of an object."""
     requests = _fullest(document, buckets, Cap.REQUESTS_PER_MINUTE)
     tokens = _fullest(document, buckets, Cap.TOKENS_PER_MINUTE)
@@ -178,12 +174,12 @@ def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Rec
     }
 
 
-def shown_provider(recent: Recent) -> dict[str, Json]:
+def shown_provider(recent: Recent) -> dict[str, Any]:
     """`status.provider`: what the provider itself refused."""
     return {"throttled": _shown(recent.throttled), "lastStatus": min(recent.last_throttled_status, 599)}
 
 
-def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[str, Json]]:
+def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[str, Any]]:
     """`status.hottest`: the fullest buckets, each with its fullest cap."""
     found = [(bucket, *max(bucket.uses.items(), key=lambda item: _rank(item[1]))) for bucket in buckets if bucket.uses]
     found = [each for each in found if _percent(each[2]) >= 1]
@@ -202,7 +198,7 @@ def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[st
 
 def pressure(
     document: ProviderLimits, buckets: Sequence[Bucket], before: object, *, complete: bool
-) -> list[dict[str, Json]]:
+) -> list[dict[str, Any]]:
     """`status.pressure`: windows that are nearly used up. `before` is what stands there now.
 
     One comes in at `HIGH` percent and is `Full` from 100 on; it keeps the higher level until it goes, below `RELIEVED`.
@@ -227,7 +223,7 @@ def pressure(
     ]
 
 
-def last_refusal(document: ProviderLimits, buckets: Sequence[Bucket]) -> dict[str, Json] | None:
+def last_refusal(document: ProviderLimits, buckets: Sequence[Bucket]) -> dict[str, Any] | None:
     """`status.lastRefusal`: of the last five minutes; None if there was none."""
     refused = [(bucket.last_refusal, bucket.key) for bucket in buckets if bucket.last_refusal]
     refusal, key = min(refused, key=lambda each: (each[0].seconds_ago, each[1]), default=(None, None))
@@ -241,11 +237,11 @@ _Id: TypeAlias = tuple[str, str, tuple[str, ...], str]
 """Scope, subject, models and cap, as they are shown."""
 
 
-def _id(named: Mapping[str, Json]) -> _Id:
+def _id(named: Mapping[str, Any]) -> _Id:
     return named["scope"], named["subject"], tuple(named.get("models", ())), named["cap"]
 
 
-def _of_id(place: _Id) -> dict[str, Json]:
+def _of_id(place: _Id) -> dict[str, Any]:
     scope, subject, models, cap = place
     return {"scope": scope, "subject": subject, **({"models": list(models)} if models else {}), "cap": cap}
 
@@ -259,7 +255,7 @@ def _levels(before: object) -> dict[_Id, str]:
         return {}
 
 
-def _named(public: Container[tuple[Scope, str]], key: BucketKey, cap: str) -> dict[str, Json]:
+def _named(public: Container[tuple[Scope, str]], key: BucketKey, cap: str) -> dict[str, Any]:
     models = key.models.split(",") if key.models else []
     more = [f"and {len(models) - MOST_MODELS} more"] if len(models) > MOST_MODELS else []
     shown = [_printable(model) for model in models[:MOST_MODELS]] + more

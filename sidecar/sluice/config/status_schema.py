@@ -14,10 +14,10 @@ from sluice.core.limits import MAX_COUNT, Cap
 Schema: TypeAlias = dict[str, Any]
 """A part of an OpenAPI v3 schema, as Kubernetes reads it."""
 
-MAX_SUBJECT: Final = 64
-"""Characters of a subject that are shown."""
-MAX_HOTTEST: Final = 5
-MAX_PRESSURE: Final = 10
+LONGEST_SUBJECT: Final = 64
+"""Characters of a subject, or of a pattern of models, that are shown."""
+MOST_HOTTEST: Final = 5
+MOST_PRESSED: Final = 10
 
 
 def _text(about: str, longest: int) -> Schema:
@@ -50,7 +50,7 @@ def _list(about: str, item: Schema, most: int) -> Schema:
 _SCOPE: Final = _word("The kind of quota.", *Scope)
 _SUBJECT: Final = _text(
     "Whose bucket it is. What a caller's header says is shown as sha256-… unless the object names it itself.",
-    MAX_SUBJECT,
+    LONGEST_SUBJECT,
 )
 _MODELS: Final = _list("The models of its entry; absent for every model.", _text("A pattern.", 256), 64)
 _CAP: Final = _word("The cap that it is nearest to.", *Cap)
@@ -135,8 +135,8 @@ STATUS: Final = _object(
             },
         ),
         "usage": _USAGE,
-        "hottest": _list("The fullest buckets, fullest first.", _HOTTEST, MAX_HOTTEST),
-        "pressure": _list("The buckets at 80 % or more.", _PRESSURE, MAX_PRESSURE),
+        "hottest": _list("The fullest buckets, fullest first.", _HOTTEST, MOST_HOTTEST),
+        "pressure": _list("The buckets at 80 % or more.", _PRESSURE, MOST_PRESSED),
         "lastRefusal": _object(
             "The last call that was refused.",
             {

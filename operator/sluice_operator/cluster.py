@@ -71,8 +71,8 @@ class Cluster:
         """All objects of a namespace, or of the cluster for None, without their `managedFields`."""
         return await self._api.pages(_custom(namespace), PLURAL, {})
 
-    async def is_served(self, namespace: str | None) -> None:
-        """Returns if the objects can be listed; raises what stands against it."""
+    async def check_served(self, namespace: str | None) -> None:
+        """Raises what stands against listing the objects, if anything does."""
         await self._api.call(Request("GET", _custom(namespace), "list", PLURAL, {"limit": "1"}))
 
     async def config_map(self, namespace: str, name: str) -> Json | None:

@@ -72,7 +72,7 @@ class Watch:
         while True:
             try:
                 for namespace in self._namespaces or (None,):
-                    await self._cluster.is_served(namespace)
+                    await self._cluster.check_served(namespace)
             except ClusterError as error:
                 self._complaint.raised(f"nothing can be watched: {error}")
                 await asyncio.sleep(AGAIN)

@@ -53,7 +53,7 @@ class Metrics:
         self._writes = Counts(
             "sluice_operator_writes", "Writes to the cluster.", ["kind", "result"], registry=self.registry
         )
-        self.registry.register(_Standing(self, leads, errors))
+        self.registry.register(_AtScrape(self, leads, errors))
         ProcessCollector(registry=self.registry)
         PlatformCollector(registry=self.registry)
 
@@ -111,7 +111,7 @@ class Metrics:
         return self._configured.issuperset(namespaces)
 
 
-class _Standing(Collector):
+class _AtScrape(Collector):
     """What is so now, made up when Prometheus asks."""
 
     def __init__(

@@ -14,12 +14,11 @@ from sluice_operator.planning.plan import (
     AnnotatePod,
     ApplyConfigMap,
     DeleteConfigMap,
-    Gate,
-    Observed,
     Plan,
     plan,
 )
 from sluice_operator.planning.reports import Report
+from sluice_operator.planning.state import Gate, Observed
 
 START = 1_800_000_000.0
 

@@ -35,15 +35,10 @@ from sluice.config.render import (
 from sluice_operator.planning.forms import Remembered
 from sluice_operator.planning.running import Running
 from sluice_operator.planning.standing import OWNER_BYTES, ROOM, Standing, standings
-from sluice_operator.planning.state import Gate, Observed
+from sluice_operator.planning.state import Observed
 from sluice_operator.planning.status import new_status, ours
 from sluice_operator.planning.transitions import transitions
 from sluice_operator.planning.usage import Usage, gather
-
-__all__ = [
-    "STATUS_INTERVAL", "TOLD", "AnnotatePod", "ApplyConfigMap", "DeleteConfigMap", "EmitEvent", "Gate", "Observed",
-    "Plan", "WriteStatus", "plan",
-]  # fmt: skip
 
 STATUS_INTERVAL: Final = 5.0
 """Seconds: no status of an object is written sooner after the last one."""

@@ -71,8 +71,6 @@ class Recent:
     would_reject: int = 0
     committed: int = 0
     estimated: int = 0
-    refunded: int = 0
-    expired: int = 0
     throttled: int = 0
     """Answers of 429 and 529."""
     last_throttled_status: int = 0
@@ -155,8 +153,6 @@ _RECENT: Final = {
     "wouldReject": "would_reject",
     "committed": "committed",
     "estimated": "estimated",
-    "refunded": "refunded",
-    "expired": "expired",
     "throttled": "throttled",
     "lastThrottledStatus": "last_throttled_status",
     "committedTokens": "committed_tokens",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import fields
 from typing import Any
 
 import pytest
@@ -74,7 +75,7 @@ def test_until_a_gate_has_answered_there_is_no_usage() -> None:
 def test_windows_are_those_of_the_fullest_bucket_and_sums_are_of_all_gates() -> None:
     first = {
         "buckets": (bucket("a", 10, in_flight=1, tokens_per_minute=Use(520, 1000)), bucket("b", 41, in_flight=1)),
-        "recent": {"openai": Recent(100, 2, 3, 40, 4, 0, 0, 1, 429, 1000, 370), "other": Recent(rejected=9)},
+        "recent": {"openai": Recent(100, 2, 3, 40, 4, 1, 429, 1000, 370), "other": Recent(rejected=9)},
     }
     second = {
         "buckets": (bucket("a", 30, in_flight=2), bucket("o", 5, ORG, in_flight=3)),
@@ -293,7 +294,7 @@ def test_calls_in_flight_at_their_cap_are_no_pressure() -> None:
     ("recent", "verdict"),
     [
         (Recent(), ("Unknown", "NoCalls")),
-        (Recent(refunded=50), ("Unknown", "NoCalls")),
+        (Recent(admitted=50), ("Unknown", "NoCalls")),
         (Recent(committed=1, estimated=18), ("True", "Committed")),
         (Recent(committed=9, estimated=11), ("False", "CommitsMissing")),
         (Recent(committed=10, estimated=10), ("True", "Committed")),
@@ -329,7 +330,7 @@ def test_trouble_and_its_end_are_told_and_good_health_is_not() -> None:
 def test_numbers_that_no_json_reader_holds_are_bounded() -> None:
     huge = 2**63 - 1
     full = bucket("a", huge, in_flight=huge, tokens_per_minute=Use(huge, 1))
-    answer = {"buckets": (full,), "recent": {"openai": Recent(*[huge] * 11)}}
+    answer = {"buckets": (full,), "recent": {"openai": Recent(*[huge] * len(fields(Recent)))}}
 
     status = shown(entry(tokensPerMinute=1), gates=(answer, answer))
 

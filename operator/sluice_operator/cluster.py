@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from typing import Any, Final
 from urllib.parse import quote
 
@@ -14,7 +16,7 @@ from sluice.config.declaration import API_VERSION, KIND
 from sluice.config.render import MANAGER
 from sluice_operator import clock
 from sluice_operator.api import APPLY, MERGE, Api, Conflict, Json, Lane, NotFound, Request
-from sluice_operator.planning.plan import TOLD
+from sluice_operator.planning.plan import TOLD, EmitEvent
 
 GATE_LABEL: Final = "sluice.dev/gate=true"
 ADMIN_PORT_NAME: Final = "sluice-admin"
@@ -136,12 +138,13 @@ class Cluster:
             query = {"fieldManager": MANAGER}
             await self._api.call(Request("PATCH", path, "patch", resource, query, change, MERGE, Lane.TELL))
 
-    async def create_event(self, namespace: str, event: Mapping[str, Any]) -> None:
-        """Create an event; it is all the same if there is one of that name."""
+    async def create_event(self, namespace: str, event: EmitEvent, version: str) -> None:
+        """Tell an event, which was true of this version of its object; it is all the same if it was told before."""
         await self._pace.turn()
+        body = _event(event, namespace, version)
         with contextlib.suppress(Conflict):
             await self._api.call(
-                Request("POST", _core(namespace, "events"), "create", "events", {}, event, lane=Lane.TELL)
+                Request("POST", _core(namespace, "events"), "create", "events", {}, body, lane=Lane.TELL)
             )
 
     # -- leases --------------------------------------------------------------------------------------------------
@@ -175,6 +178,34 @@ def _surplus(there: Mapping[str, Any], wanted: Mapping[str, Any]) -> Json:
         if isinstance(value, Mapping) and (inner := _surplus(there.get(name) or {}, value)):
             patch[name] = inner
     return patch
+
+
+def _event(event: EmitEvent, namespace: str, version: str) -> Json:
+    """Named by what it says and the version of the object that it was true of: written twice, it is one event."""
+    said = f"{event.uid}\n{event.reason}\n{version}\n{event.message}"
+    now = datetime.fromtimestamp(clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return {
+        "apiVersion": "v1",
+        "kind": "Event",
+        "metadata": {
+            "name": f"{event.name[:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
+            "namespace": namespace,
+        },
+        "involvedObject": {
+            "apiVersion": API_VERSION,
+            "kind": KIND,
+            "namespace": namespace,
+            "name": event.name,
+            "uid": event.uid,
+        },
+        "type": event.kind,
+        "reason": event.reason,
+        "message": event.message,
+        "source": {"component": "sluice-operator"},
+        "firstTimestamp": now,
+        "lastTimestamp": now,
+        "count": 1,
+    }
 
 
 def _custom(namespace: str | None) -> str:

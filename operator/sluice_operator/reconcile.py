@@ -16,18 +16,15 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import logging
 import random
 from collections import OrderedDict
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from functools import cache
 from importlib.resources import files
 from typing import Any, Final, TypeVar
 
-from sluice.config.declaration import API_VERSION, KIND
 from sluice.config.render import ENVOY, GENERATION, LIMITS
 from sluice_operator import clock
 from sluice_operator.api import ClusterError, Conflict, Invalid, Json, NotFound, Unavailable
@@ -275,7 +272,7 @@ class Reconciler:
         self._may_write()
         try:
             with self._metrics.write("event", self.namespace):
-                await self._cluster.create_event(self.namespace, _event(event, self.namespace, version))
+                await self._cluster.create_event(self.namespace, event, version)
         except (NotFound, Invalid) as error:
             logger.warning("%s: an event is lost: %s", self.namespace, error)
 
@@ -346,31 +343,3 @@ def _news(write: ApplyConfigMap | DeleteConfigMap, objects: int, told: int) -> s
         f"limits generation {generation}: {objects} object{'s' * (objects != 1)} in force, "
         f"told {told} gate{'s' * (told != 1)}"
     )
-
-
-def _event(event: EmitEvent, namespace: str, version: str) -> Json:
-    """Named by what it says and the version of the object that it was true of: written twice, it is one event."""
-    said = f"{event.uid}\n{event.reason}\n{version}\n{event.message}"
-    now = datetime.fromtimestamp(clock.wall(), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
-    return {
-        "apiVersion": "v1",
-        "kind": "Event",
-        "metadata": {
-            "name": f"{event.name[:200]}.{hashlib.sha256(said.encode()).hexdigest()[:16]}",
-            "namespace": namespace,
-        },
-        "involvedObject": {
-            "apiVersion": API_VERSION,
-            "kind": KIND,
-            "namespace": namespace,
-            "name": event.name,
-            "uid": event.uid,
-        },
-        "type": event.kind,
-        "reason": event.reason,
-        "message": event.message,
-        "source": {"component": "sluice-operator"},
-        "firstTimestamp": now,
-        "lastTimestamp": now,
-        "count": 1,
-    }

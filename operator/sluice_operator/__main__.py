@@ -26,7 +26,6 @@ FLAGS: Final = (
     "--health", "--metrics", "--log-format", "--log-level",
 )  # fmt: skip
 """Those that a variable stands for, word for word."""
-SWITCH: Final = {"true": "--leader-election", "false": "--no-leader-election"}
 WHERE: Final = ("-n", "--namespace", "--all-namespaces")
 LEVELS: Final = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -41,8 +40,8 @@ examples:
   sluice-operator --namespace team-a --kubeconfig ~/.kube/config --no-leader-election --health 127.0.0.1:8080
                                                          on a desk, for one namespace
 
-Every flag has a variable: --log-format is SLUICE_LOG_FORMAT. Flags go first. SLUICE_NAMESPACE takes names with commas
-between them, SLUICE_ALL_NAMESPACES and SLUICE_LEADER_ELECTION take true or false.
+Every flag has a variable: --log-format is SLUICE_LOG_FORMAT. A flag wins over it. SLUICE_NAMESPACE takes names with
+commas between them, SLUICE_ALL_NAMESPACES and SLUICE_LEADER_ELECTION take true or false.
 
 exit codes: 0 told to stop; 1 failed (a port in use, no cluster to speak of); 2 bad arguments
 
@@ -99,17 +98,24 @@ def _from_variables(
     for flag in FLAGS:
         if value := environ.get(_variable(flag), ""):
             yield f"{flag}={value}"
-    if value := environ.get("SLUICE_LEADER_ELECTION", ""):
-        if value not in SWITCH:
-            error(f"SLUICE_LEADER_ELECTION is {value!r}: write true or false")
-        yield SWITCH[value]
+    elects, all_namespaces = (_switch(environ, name, error) for name in ("LEADER_ELECTION", "ALL_NAMESPACES"))
+    if elects is not None:
+        yield "--leader-election" if elects else "--no-leader-election"
     if any(each.startswith(WHERE) for each in arguments):
         return  # namespaces do not add up
-    if environ.get("SLUICE_ALL_NAMESPACES", "") == "true":
+    if all_namespaces:
         yield "--all-namespaces"
     for name in environ.get("SLUICE_NAMESPACE", "").split(","):
         if name.strip():
             yield f"--namespace={name.strip()}"
+
+
+def _switch(environ: Mapping[str, str], name: str, error: Callable[[str], NoReturn]) -> bool | None:
+    """What a variable of two words says; None if it says nothing."""
+    word = environ.get(f"SLUICE_{name}", "")
+    if word not in {"", "true", "false"}:
+        error(f"SLUICE_{name} is {word!r}: write true or false")
+    return word == "true" if word else None
 
 
 def _variable(flag: str) -> str:

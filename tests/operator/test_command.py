@@ -29,12 +29,16 @@ async def test_bad_arguments_end_with_2_and_a_sentence(arguments: list[str], com
     assert (ended.code, complaint in ended.err) == (2, True), ended.err
 
 
-async def test_a_variable_stands_for_a_flag_and_the_flag_wins() -> None:
-    variables = {"SLUICE_INTERVAL": "0s", "SLUICE_LEADER_ELECTION": "perhaps"}
-    ended = await sluice_operator("--namespace", "a", **variables)
-    assert (ended.code, "SLUICE_LEADER_ELECTION is 'perhaps'" in ended.err) == (2, True), ended.err
-    ended = await sluice_operator("--namespace", "a", SLUICE_INTERVAL="0s")
-    assert (ended.code, "'0s' is not a duration" in ended.err) == (2, True), ended.err
+@pytest.mark.parametrize(("flag", "read"), [([], "by-variable"), (["--kubeconfig", "by-flag"], "by-flag")])
+async def test_a_variable_stands_for_a_flag_and_the_flag_wins(flag: list[str], read: str) -> None:
+    ended = await sluice_operator("--namespace", "a", *flag, SLUICE_KUBECONFIG="by-variable")
+    assert (ended.code, f"{read}: cannot be read" in ended.err) == (1, True), ended.err
+
+
+@pytest.mark.parametrize("variable", ["SLUICE_LEADER_ELECTION", "SLUICE_ALL_NAMESPACES"])
+async def test_a_switch_in_the_environment_is_true_or_false(variable: str) -> None:
+    ended = await sluice_operator("--namespace", "a", **{variable: "perhaps"})
+    assert (ended.code, f"{variable} is 'perhaps': write true or false" in ended.err) == (2, True), ended.err
 
 
 async def test_without_a_cluster_it_ends_with_1_and_says_how_to_name_one(tmp_path: Path) -> None:

@@ -16,13 +16,16 @@ from typing import Any, Final
 from sluice.config.merge import Claims
 from sluice.config.render import SEPARATOR
 from sluice.errors import Problem
-from sluice_operator.planning.forms import Form, Remembered, form_of
+from sluice_operator.planning.forms import Form, Remembered, form_of, size_of
 
 ROOM: Final = 1_000_000
 """Bytes for the limits text of a namespace and the owner references beside it: etcd takes 1.5 MiB for an object, and
 the API server 1 MiB for a ConfigMap's data."""
 OWNER_BYTES: Final = 250
 """What an object's owner reference takes: 36 bytes of uid, at most 253 of name, and the words around them."""
+MOST_READ: Final = 4 * ROOM
+"""Characters of the specs that are read in a namespace, the oldest first: some two seconds' work. Objects that all find
+room have fewer."""
 MOST_PROBLEMS: Final = 100
 """Contradictions found of one object: with a namesake each of its 64 entries may be one."""
 
@@ -78,17 +81,16 @@ class _Force:
         self._remembered = remembered
         self._claims = Claims()
         self._room = ROOM
+        self._unread = MOST_READ
 
     def take(self, manifest: Mapping[str, Any]) -> Standing:
         self._room -= OWNER_BYTES
-        present = form_of(manifest)
-        if not isinstance(present, Form):
-            verdict, problems = Verdict.INVALID, present
-        else:
-            verdict, problems = self._judge(present)
-            if verdict is Verdict.ACCEPTED:
-                self._let_in(present)
-                return Standing(manifest, verdict, problems, present)
+        self._unread -= size_of(manifest)
+        present = form_of(manifest) if self._unread >= 0 else None
+        verdict, problems = self._judge(present)
+        if verdict is Verdict.ACCEPTED and isinstance(present, Form):
+            self._let_in(present)
+            return Standing(manifest, verdict, problems, present)
         metadata = manifest["metadata"]
         last = self._remembered.last_good(metadata["name"], metadata["uid"], metadata["generation"])
         if last is None or self._judge(last)[0] is not Verdict.ACCEPTED:
@@ -100,7 +102,12 @@ class _Force:
         self._claims.add(form.document)
         self._room -= _size(form)
 
-    def _judge(self, form: Form) -> tuple[Verdict, tuple[Problem, ...]]:
+    def _judge(self, form: Form | tuple[Problem, ...] | None) -> tuple[Verdict, tuple[Problem, ...]]:
+        """Of a form, of what stands against reading one, or of None for one that is not read."""
+        if form is None:
+            return Verdict.NO_ROOM, ()
+        if not isinstance(form, Form):
+            return Verdict.INVALID, form
         if problems := tuple(islice(self._claims.against(form.document), MOST_PROBLEMS)):
             return Verdict.CONFLICTED, problems
         if _size(form) > self._room:

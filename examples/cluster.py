@@ -27,7 +27,7 @@ from typing import Final
 from helpers.kube.client import NAMESPACES, client
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.control_plane import running as control_plane
-from helpers.kube.gates import GatePod, gate_pod
+from helpers.kube.gates import GatePod, running_gate
 from helpers.kube.kubelet import kubelet
 from helpers.kube.operator import grant, operating
 from standin import StandIn
@@ -99,7 +99,7 @@ async def cluster(screen: Screen, folder: Path) -> AsyncIterator[Cluster]:
         node = await stack.enter_async_context(kubelet(admin.inside(NAMESPACE), folder / "pods"))
         plane.kubectl("-n", NAMESPACE, "apply", "-f", str(limits))
         screen.row("the limits", f"examples/limits.yaml, its upstreams replaced by a stand-in, in {limits}")
-        pod = gate_pod(node, "gate-0", "--envoy", "--listen", "127.0.0.1:0")
+        pod = running_gate(node, "gate-0", "--envoy", "--listen", "127.0.0.1:0")
         gate = await stack.enter_async_context(pod)
         screen.row("the gate and Envoy", f"{gate.program.url}/openai/v1 and others")
         yield Cluster(plane, gate, screen)

@@ -65,12 +65,11 @@ async def _new_namespace(plane: ControlPlane) -> AsyncIterator[Client]:
         inside = user.inside(name)
         yield inside
         # Nobody empties a namespace here, and operators of later tests may look into all of them.
-        for kind in (LIMITS, PODS) if CRD.exists() else (PODS,):
+        for kind in (LIMITS, PODS):
             await inside.delete_all(kind)
         await user.delete(NAMESPACES, name)
 
 
 def _install(plane: ControlPlane) -> None:
-    if CRD.exists():
-        plane.kubectl("create", "-f", str(CRD))
-        plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")
+    plane.kubectl("create", "-f", str(CRD))
+    plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")

@@ -14,6 +14,7 @@ import signal
 import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from helpers.envoy import short_folder
 from helpers.figures import percentile, tell
 from helpers.kube.client import CONFIG_MAPS, LIMITS, PODS, Client, Object, client
 from helpers.kube.control_plane import ControlPlane
-from helpers.kube.gates import GatePod, gate_pod
+from helpers.kube.gates import GatePod, running_gate
 from helpers.kube.kubelet import Kubelet, kubelet
 from helpers.kube.operator import Operator, grant, operating
 from helpers.program import eventually
@@ -174,7 +175,7 @@ async def test_an_applied_change_is_decided_by_within_a_second(
 ) -> None:
     took, unwaited = [], []
     pauses = random.Random(4)  # changes come at any moment of the gate's and the operator's own rhythms
-    async with gate_pod(node, "gate") as gate:
+    async with running_gate(node, "gate") as gate:
         for number in range(CHANGES):
             refuses = number % 2 == 0
             unwaited.append(await same_calls(admin, gate))
@@ -197,7 +198,7 @@ async def test_an_applied_change_is_decided_by_within_a_second(
 async def test_kubectl_apply_changes_what_a_client_behind_envoy_is_answered(person: Person, node: Kubelet) -> None:
     async with StandIn() as provider:
         told = await person.apply(limits("openai", {"requestsPerMinute": 2}, upstream=provider.url))
-        async with gate_pod(node, "gate", "--envoy", "--listen", "127.0.0.1:0") as gate:
+        async with running_gate(node, "gate", "--envoy", "--listen", "127.0.0.1:0") as gate:
 
             async def call() -> int:
                 url = f"{gate.program.url}/openai/v1/chat/completions"
@@ -220,7 +221,7 @@ async def test_kubectl_shows_what_two_gates_have_counted(person: Person, node: K
     everybody = {"requestsPerMinute": 60, "tokensPerMinute": 90_000}
     few = {"match": {"subjects": ["bob"]}, "requestsPerMinute": 60, "maxConcurrent": 3}
     await person.apply(limits("openai", everybody, few))
-    async with gate_pod(node, "gate-a") as first, gate_pod(node, "gate-b") as second, AsyncExitStack() as calls:
+    async with running_gate(node, "gate-a") as first, running_gate(node, "gate-b") as second, AsyncExitStack() as calls:
         for _ in range(41):
             await first.ask("alice")
         for _ in range(20):
@@ -240,7 +241,7 @@ async def test_kubectl_shows_what_two_gates_have_counted(person: Person, node: K
 
 async def test_a_window_that_fills_is_told_at_80_and_at_100_percent_and_once(person: Person, node: Kubelet) -> None:
     await person.apply(limits("openai", {"match": {"subjects": ["alice"]}, "requestsPerHour": 100}))
-    async with gate_pod(node, "gate") as gate:
+    async with running_gate(node, "gate") as gate:
         await person.reads("openai", "Ready", "True", "Ready")
         used = rejected = 0
         for calls, refused, told in ((79, 0, []), (3, 0, NEAR), (18, 2, NEAR + REACHED), (0, 5, NEAR + REACHED)):
@@ -253,7 +254,7 @@ async def test_a_window_that_fills_is_told_at_80_and_at_100_percent_and_once(per
 
 async def test_a_gate_that_dies_is_missing_in_the_count_and_named(person: Person, node: Kubelet) -> None:
     await person.apply(limits("openai", {"requestsPerMinute": 60}))
-    async with gate_pod(node, "gate-a"), gate_pod(node, "gate-b") as second:
+    async with running_gate(node, "gate-a"), running_gate(node, "gate-b") as second:
         await person.sees("openai", "openai", "True", "2/2", "0/60", "0", "0")
         await second.program.end(signal.SIGKILL)
 
@@ -275,7 +276,7 @@ async def test_a_bad_object_keeps_its_last_good_form_and_the_good_ones_stay_live
     ):
         for provider in providers:
             await person.apply(limits(provider, {"requestsPerMinute": 0}, provider=provider))
-        async with gate_pod(node, "gate") as gate:
+        async with running_gate(node, "gate") as gate:
             for provider in providers:
                 await person.reads(provider, "Ready", "True", "Ready")
             await person.apply(limits("openai", {"requestsPerMinute": -1}))
@@ -296,18 +297,21 @@ async def test_a_bad_object_keeps_its_last_good_form_and_the_good_ones_stay_live
 
 
 async def test_an_older_object_wins_and_another_takes_over_when_it_goes(person: Person, node: Kubelet) -> None:
-    await person.apply(limits("older", {"requestsPerMinute": 0}))
-    await person.reads("older", "Accepted", "True", "Accepted")
-    await person.apply(limits("newer", {"requestsPerMinute": 9000}))
-    async with gate_pod(node, "gate") as gate:
-        contradicted = await person.reads("newer", "Accepted", "False", "Conflicted")
+    await person.apply(limits("b-older", {"requestsPerMinute": 0}))
+    await person.reads("b-older", "Accepted", "True", "Accepted")
+    created = json.loads(await person.kubectl("get", "plim", "b-older", "-o", "json"))["metadata"]["creationTimestamp"]
+    while datetime.now(UTC) < datetime.fromisoformat(created) + timedelta(seconds=1):  # noqa: ASYNC110
+        await asyncio.sleep(0.05)  # creation times have whole seconds, and of one age the name decides
+    await person.apply(limits("a-younger", {"requestsPerMinute": 9000}))
+    async with running_gate(node, "gate") as gate:
+        contradicted = await person.reads("a-younger", "Accepted", "False", "Conflicted")
         refused = await gate.refuses()
-        await person.kubectl("delete", "providerlimits", "older")
+        await person.kubectl("delete", "providerlimits", "b-older")
         await became(gate, refuses=False)
-        await person.reads("newer", "Ready", "True", "Ready")
-        told = [reason for reason, _ in await person.events("newer")]
+        await person.reads("a-younger", "Ready", "True", "Ready")
+        told = [reason for reason, _ in await person.events("a-younger")]
 
-    assert ("older" in contradicted, refused, told) == (True, True, ["Conflicted", "Accepted", "Programmed"])
+    assert ("b-older" in contradicted, refused, told) == (True, True, ["Conflicted", "Accepted", "Programmed"])
 
 
 async def test_a_deleted_object_lifts_its_limit_and_leaves_the_others(
@@ -315,7 +319,7 @@ async def test_a_deleted_object_lifts_its_limit_and_leaves_the_others(
 ) -> None:
     for provider in ("openai", "anthropic"):
         await person.apply(limits(provider, {"requestsPerMinute": 0}, provider=provider))
-    async with gate_pod(node, "gate") as gate:
+    async with running_gate(node, "gate") as gate:
         await became(gate, refuses=True)
         await person.kubectl("delete", "providerlimits", "openai", "--timeout=5s")
         await became(gate, refuses=False)

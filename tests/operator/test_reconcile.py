@@ -7,7 +7,6 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
-from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -18,19 +17,11 @@ from helpers.kube.client import CONFIG_MAPS, EVENTS, LIMITS, PODS, Client, Kind,
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.kubelet import gate_pod
 from helpers.kube.operator import Operator, grant, operating
+from helpers.kube.scene import provider_limits
+from helpers.kube.standin_gate import report, serving
 from sluice.config.document import parse, to_manifest
 from sluice.config.render import CONTENT_HASH, ENVOY, GENERATION, LIMITS_KEY
 from sluice.config.render import LIMITS as CONFIG_MAP
-
-
-def limits(name: str, per_minute: int = 60, provider: str = "openai", **spec: Any) -> Object:
-    entry = {"scope": "User", "subject": {"header": "x-user-id"}, "requestsPerMinute": per_minute}
-    return {
-        "apiVersion": "sluice.dev/v1alpha1",
-        "kind": "ProviderLimits",
-        "metadata": {"name": name},
-        "spec": {"provider": provider, "limits": [entry], **spec},
-    }
 
 
 @pytest.fixture
@@ -101,26 +92,19 @@ def writes(plane: ControlPlane, namespace: str) -> list[Audited]:
 @asynccontextmanager
 async def gate(admin: Client, name: str) -> AsyncIterator[dict[str, Any]]:
     """A pod whose gate answers with this report."""
-    report: dict[str, Any] = {"configuration": {"files": {}, "problems": []}, "buckets": []}
+    told = report()
 
     async def answer(_: web.Request) -> web.Response:
-        return web.json_response(report)
+        return web.json_response(told)
 
-    app = web.Application()
-    app.router.add_get("/status", answer)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    await admin.create(PODS, gate_pod(name, runner.addresses[0][1]))
-    await admin.patch(PODS, name, {"status": {"phase": "Running", "podIP": "127.0.0.1"}}, part="/status")
-    try:
-        yield report
-    finally:
-        await runner.cleanup()
+    async with serving(answer) as port:
+        await admin.create(PODS, gate_pod(name, port))
+        await admin.patch(PODS, name, {"status": {"phase": "Running", "podIP": "127.0.0.1"}}, part="/status")
+        yield told
 
 
 async def test_an_applied_object_becomes_a_document_that_the_gate_reads(operator: Operator, admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai", 41))
+    await admin.create(LIMITS, provider_limits("openai", 41))
     found = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("openai"))
     (document,) = parse(text(found), "limits.yaml")
     assert (document.name, document.provider) == ("openai", "openai")
@@ -134,9 +118,9 @@ async def test_an_applied_object_becomes_a_document_that_the_gate_reads(operator
 async def test_every_edit_is_a_generation_and_the_last_deletion_leaves_nothing(
     operator: Operator, admin: Client
 ) -> None:
-    await admin.create(LIMITS, limits("openai", 41))
+    await admin.create(LIMITS, provider_limits("openai", 41))
     await once(admin, CONFIG_MAPS, CONFIG_MAP, says("requestsPerMinute: 41"))
-    await admin.apply(LIMITS, limits("openai", 42))
+    await admin.apply(LIMITS, provider_limits("openai", 42))
     found = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("requestsPerMinute: 42"))
     assert found["metadata"]["annotations"][GENERATION] == "2"
     await admin.delete(LIMITS, "openai")
@@ -146,31 +130,14 @@ async def test_every_edit_is_a_generation_and_the_last_deletion_leaves_nothing(
     assert await admin.find(CONFIG_MAPS, ENVOY) is None
 
 
-@pytest.mark.usefixtures("operator")
-async def test_the_older_of_two_rivals_wins_and_the_other_takes_over_when_it_goes(admin: Client) -> None:
-    await admin.create(LIMITS, limits("b-older", 41))
-    await once(admin, CONFIG_MAPS, CONFIG_MAP, says("b-older"))
-    created = datetime.fromisoformat((await admin.get(LIMITS, "b-older"))["metadata"]["creationTimestamp"])
-    while datetime.now(UTC) < created + timedelta(seconds=1):  # noqa: ASYNC110  creation times have whole seconds
-        await asyncio.sleep(0.05)
-    await admin.create(LIMITS, limits("a-younger", 42))
-    loser = await once(admin, LIMITS, "a-younger", condition("Accepted", "False", "Conflicted"))
-    (accepted,) = (each for each in loser["status"]["conditions"] if each["type"] == "Accepted")
-    assert "b-older" in accepted["message"]
-    assert "a-younger" not in text(await admin.get(CONFIG_MAPS, CONFIG_MAP))
-    await admin.delete(LIMITS, "b-older")
-    await once(admin, CONFIG_MAPS, CONFIG_MAP, says("a-younger"))
-    await once(admin, LIMITS, "a-younger", condition("Accepted", "True"))
-
-
 async def test_what_has_converged_is_not_written_again(
     control_plane: ControlPlane, operator: Operator, admin: Client, namespace: str
 ) -> None:
-    await admin.create(LIMITS, limits("openai"))
-    await admin.create(LIMITS, limits("anthropic", provider="anthropic"))
-    async with gate(admin, "gate-0") as report:
+    await admin.create(LIMITS, provider_limits("openai"))
+    await admin.create(LIMITS, provider_limits("anthropic", provider="anthropic"))
+    async with gate(admin, "gate-0") as told:
         found = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("openai", "anthropic"))
-        report["configuration"]["files"] = {"/etc/sluice/limits.yaml": found["metadata"]["annotations"][CONTENT_HASH]}
+        told["configuration"]["files"] = {"/etc/sluice/limits.yaml": found["metadata"]["annotations"][CONTENT_HASH]}
         for name in ("openai", "anthropic"):
             await once(admin, LIMITS, name, condition("Ready", "True"))
         await after_ticks(operator, 6)  # longer than a status may be held back
@@ -182,7 +149,7 @@ async def test_what_has_converged_is_not_written_again(
 async def test_a_restart_writes_nothing(
     control_plane: ControlPlane, operator: Operator, admin: Client, namespace: str
 ) -> None:
-    await admin.create(LIMITS, limits("openai"))
+    await admin.create(LIMITS, provider_limits("openai"))
     await once(admin, LIMITS, "openai", condition("Accepted", "True"))
     await operator.end()
     before = writes(control_plane, namespace)
@@ -194,7 +161,7 @@ async def test_a_restart_writes_nothing(
 
 @pytest.mark.usefixtures("operator")
 async def test_a_hand_edited_config_map_is_repaired(admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai", 41))
+    await admin.create(LIMITS, provider_limits("openai", 41))
     first = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("requestsPerMinute: 41"))
     edited = text(first).replace("41", "9999")
     await admin.patch(CONFIG_MAPS, CONFIG_MAP, {"data": {LIMITS_KEY: edited}})
@@ -206,7 +173,7 @@ async def test_a_gates_pod_is_told_once_for_each_generation(
     control_plane: ControlPlane, operator: Operator, admin: Client, namespace: str
 ) -> None:
     async with gate(admin, "gate-0"):
-        await admin.create(LIMITS, limits("openai"))
+        await admin.create(LIMITS, provider_limits("openai"))
         found = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("openai"))
         digest = found["metadata"]["annotations"][CONTENT_HASH]
 
@@ -223,10 +190,10 @@ async def test_a_gates_pod_is_told_once_for_each_generation(
 
 @pytest.mark.usefixtures("operator")
 async def test_status_says_how_many_gates_run_what_is_in_force(control_plane: ControlPlane, admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai"))
-    async with gate(admin, "gate-0") as report, gate(admin, "gate-1"):
+    await admin.create(LIMITS, provider_limits("openai"))
+    async with gate(admin, "gate-0") as told, gate(admin, "gate-1"):
         found = await once(admin, CONFIG_MAPS, CONFIG_MAP, says("openai"))
-        report["configuration"]["files"] = {"/etc/sluice/limits.yaml": found["metadata"]["annotations"][CONTENT_HASH]}
+        told["configuration"]["files"] = {"/etc/sluice/limits.yaml": found["metadata"]["annotations"][CONTENT_HASH]}
         await once(admin, LIMITS, "openai", lambda each: each.get("status", {}).get("sidecars") == "1/2")
         header, row = control_plane.kubectl("get", "plim", "-n", admin.namespace).splitlines()
     assert header.split() == ["NAME", "PROVIDER", "READY", "SIDECARS", "RPM", "TPM", "IN-FLIGHT", "REJECTED", "AGE"]
@@ -235,7 +202,7 @@ async def test_status_says_how_many_gates_run_what_is_in_force(control_plane: Co
 
 @pytest.mark.usefixtures("operator")
 async def test_what_happens_to_an_object_is_an_event(admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai"))
+    await admin.create(LIMITS, provider_limits("openai"))
     await once(admin, LIMITS, "openai", condition("Accepted", "True"))
     events = await admin.list(EVENTS)
     assert [each["involvedObject"]["name"] for each in events if each["reason"] == "Accepted"] == ["openai"]
@@ -243,14 +210,16 @@ async def test_what_happens_to_an_object_is_an_event(admin: Client) -> None:
 
 @pytest.mark.usefixtures("operator")
 async def test_objects_are_left_as_they_were_written(admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai"))
+    await admin.create(LIMITS, provider_limits("openai"))
     found = await once(admin, LIMITS, "openai", condition("Accepted", "True"))
     metadata = found["metadata"]
     assert (metadata.get("finalizers"), metadata.get("annotations"), metadata["generation"]) == (None, None, 1)
 
 
 async def test_nothing_of_an_object_stands_in_the_log(operator: Operator, admin: Client) -> None:
-    await admin.create(LIMITS, limits("openai", upstream="https://secret.example"))
+    manifest = provider_limits("openai")
+    manifest["spec"]["upstream"] = "https://secret.example"
+    await admin.create(LIMITS, manifest)
     await once(admin, LIMITS, "openai", condition("Accepted", "True"))
     await operator.end()
     assert "secret.example" not in "\n".join(operator.lines)

@@ -104,11 +104,11 @@ class ControlPlane:
         finally:
             process.kill()
 
-    def kubeconfig(self, user: str, groups: Iterable[str] = (), server: str | None = None) -> Path:
+    def kubeconfig(self, user: str, groups: Iterable[str] = ()) -> Path:
         """A kubeconfig for this identity, with a certificate of its own."""
         name = user.replace(":", "-")
         certificate, key = self.authority.issue(name, user, groups)
-        cluster = {"server": server or self.url, "certificate-authority": str(self.authority.file)}
+        cluster = {"server": self.url, "certificate-authority": str(self.authority.file)}
         config = {
             "apiVersion": "v1",
             "kind": "Config",

@@ -54,7 +54,7 @@ class GatePod:
 
 
 @asynccontextmanager
-async def gate_pod(kubelet: Kubelet, name: str, *arguments: object) -> AsyncIterator[GatePod]:
+async def running_gate(kubelet: Kubelet, name: str, *arguments: object) -> AsyncIterator[GatePod]:
     """A pod whose gate serves on loopback, from ready to gone; the pod itself stays. `arguments` go to `sluice run`.
 
     As on a real kubelet, its gate is not started before there is a ConfigMap to mount.

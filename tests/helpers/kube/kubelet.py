@@ -29,7 +29,7 @@ LABEL = "sluice.dev/gate"
 CONFIG_MAP = "sluice-limits"
 
 
-def gate_pod(name: str, port: int, config_map: str = CONFIG_MAP) -> Object:
+def gate_pod(name: str, port: int) -> Object:
     """A pod that holds a gate, as the API server takes it."""
     return {
         "apiVersion": "v1",
@@ -46,7 +46,7 @@ def gate_pod(name: str, port: int, config_map: str = CONFIG_MAP) -> Object:
                     "volumeMounts": [{"name": VOLUME, "mountPath": "/etc/sluice"}],
                 }
             ],
-            "volumes": [{"name": VOLUME, "configMap": {"name": config_map, "optional": True}}],
+            "volumes": [{"name": VOLUME, "configMap": {"name": CONFIG_MAP, "optional": True}}],
         },
     }
 

@@ -119,6 +119,13 @@ class Request:
         _, inside, rest = self.path.partition("/namespaces/")
         return f"in the namespace {rest.split('/')[0]}" if inside else "in the cluster"
 
+    @property
+    def remedy(self) -> str:
+        """What has to be done where a right is missing."""
+        if "/namespaces/" in self.path:
+            return "a Role has to allow it, as examples/operator.yaml shows"
+        return "a ClusterRole has to allow it, as examples/operator-all-namespaces.yaml shows"
+
 
 class Api:
     """Calls to one API server. Methods raise `ClusterError`s and nothing else."""
@@ -182,7 +189,7 @@ class Api:
                 text = await response.read()
         except (aiohttp.ClientError, OSError) as error:
             why = "no answer in time" if isinstance(error, TimeoutError) else type(error).__name__
-            raise Unavailable(f"the API server cannot be reached ({why})") from error
+            raise Unavailable(f"the API server cannot be reached at {self._configuration.host} ({why})") from error
         if response.status >= 400:
             raise _error(request, response.status, text)
         try:
@@ -228,6 +235,8 @@ async def _configuration(kubeconfig: Path | None) -> Configuration:
         where = "the service account of this pod" if kubeconfig is None else str(kubeconfig)
         hint = " (outside a cluster: --kubeconfig FILE)" if kubeconfig is None else ""
         raise NoCluster(f"{where}: cannot be read: {error}{hint}") from error
+    except Exception as error:  # whatever the library stumbles over in a file of another shape
+        raise NoCluster(f"{kubeconfig}: is not a kubeconfig ({type(error).__name__})") from error
     return configuration
 
 
@@ -237,11 +246,11 @@ def _error(request: Request, status: int, text: bytes) -> ClusterError:
         case 401:
             return _Expired(f"may not {request}: the API server does not accept the operator's credentials")
         case 403:
-            return Denied(f"may not {request} {request.where}: a Role has to allow it, as examples/operator.yaml shows")
+            return Denied(f"may not {request} {request.where}: {request.remedy}")
         case 404 if request.verb == "list":
             return NotInstalled(f"the cluster knows no {request.resource}: apply crds/providerlimits.yaml")
         case 404:
-            return NotFound(f"cannot {request}: it is not there")
+            return NotFound(f"cannot {request} {request.where}: it is not there")
         case 409 | 410 | 412:
             return Conflict(f"cannot {request}: it has changed meanwhile")
         case 408 | 425 | 429:

@@ -92,7 +92,34 @@ async def test_without_an_api_server_it_says_so_waits_and_ends_when_told(
     away = tmp_path / "kubeconfig"
     away.write_text(json.dumps(config))
     async with operating(away, "-n", "team-a") as operator:
-        await operator.line("nothing can be watched: the API server cannot be reached")
+        await operator.line("nothing can be watched: the API server cannot be reached at https://127.0.0.1:1 (")
         assert (await operator.get("/healthz"))[0] == 200
         assert (await operator.get("/readyz"))[0] == 503
+        assert await operator.end() == 0
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "a: [", "{clusters: 3, contexts: 4, users: [], current-context: x}"])
+async def test_a_file_that_is_no_kubeconfig_ends_it_with_1_and_a_sentence(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "kubeconfig"
+    file.write_text(text)
+    ended = await sluice_operator("--namespace", "a", "--kubeconfig", file)
+    assert (ended.code, f"{file}: is not a kubeconfig" in ended.err, "Traceback" in ended.err) == (1, True, False)
+
+
+@pytest.mark.parametrize(("flag", "namespaced"), [("--namespace", True), ("--all-namespaces", False)])
+async def test_it_names_the_example_with_the_rights_that_are_missing(
+    control_plane: ControlPlane, namespace: str, flag: str, namespaced: bool
+) -> None:
+    account = control_plane.kubeconfig(f"system:serviceaccount:{namespace}:sluice-operator")
+    arguments = (flag, namespace) if namespaced else (flag, "--lease-namespace", namespace)
+    example = "operator.yaml" if namespaced else "operator-all-namespaces.yaml"
+    async with operating(account, *arguments, alone=False) as operator:
+        line = await operator.line("may not list providerlimits")
+        assert f"Role has to allow it, as examples/{example} shows" in line
+        assert await operator.end() == 0
+
+
+async def test_a_namespace_that_is_not_there_is_named(control_plane: ControlPlane) -> None:
+    async with operating(control_plane.admin, "-n", "nowhere", alone=False) as operator:
+        await operator.line("cannot create leases in the namespace nowhere: it is not there")
         assert await operator.end() == 0

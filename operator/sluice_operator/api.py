@@ -80,6 +80,10 @@ class Unavailable(ClusterError):
     """No answer, or one that says to try again later."""
 
 
+class Failing(Unavailable):
+    """The API server is there and fails: for one, to store an object that this write would make too large."""
+
+
 class NoCluster(SluiceError):
     """There is no configuration that says where the cluster is."""
 
@@ -255,6 +259,8 @@ def _error(request: Request, status: int, text: bytes) -> ClusterError:
             return Conflict(f"cannot {request}: it has changed meanwhile")
         case 408 | 425 | 429:
             return Unavailable(f"the API server asks to {request} later ({status})")
+        case 500:
+            return Failing(f"the API server fails to {request} (500 {_phrase(status)})")
         case _ if status >= 500:
             return Unavailable(f"the API server fails to {request} ({status} {_phrase(status)})")
     return Invalid(f"the API server refuses to {request} ({status} {_reason(text)})")

@@ -27,7 +27,7 @@ from typing import Any, Final, TypeVar
 
 from sluice.config.render import ENVOY, GENERATION, LIMITS
 from sluice_operator import clock
-from sluice_operator.api import ClusterError, Conflict, Invalid, Json, NotFound, Unavailable
+from sluice_operator.api import ClusterError, Conflict, Failing, Invalid, Json, NotFound, Unavailable
 from sluice_operator.cluster import Cluster, GatePod
 from sluice_operator.collect import Collector, unasked
 from sluice_operator.lead import Leadership
@@ -262,7 +262,7 @@ class Reconciler:
                 await self._cluster.apply_status(self.namespace, write.name, write.uid, write.status)
         except (NotFound, Conflict):
             return False  # another object by now, or none: the next turn sees
-        except Invalid as error:  # this one has no place for it: others are told all the same
+        except (Invalid, Failing) as error:  # this one has no place for it: others are told all the same
             self._refused.raised(f"{self.namespace}: {error}")
             return False
         self._written[write.uid] = clock.wall()

@@ -9,6 +9,7 @@ import pytest
 from helpers.kube.client import CONFIG_MAPS, PODS, Client
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.kubelet import CONFIG_MAP, gate_pod
+from helpers.kube.proxy import FOR_EVER
 from helpers.kube.scene import TOLD, Scene, provider_limits, scene
 
 MOST_ANNOTATIONS = 256 * 1024
@@ -62,3 +63,13 @@ async def test_a_pod_that_takes_no_annotation_more_keeps_no_other_from_being_tol
         await operator.line("limits generation 1")
         assert await all_are_told()
         await there.until(lambda seen: seen.statuses["a"].get("sidecars") == f"0/{PODS_BESIDE + 1}")
+
+
+@pytest.mark.parametrize("status", [422, 500])
+async def test_an_object_that_takes_no_status_keeps_no_other_from_being_told(there: Scene, status: int) -> None:
+    there.proxy.answer(status, lambda call: call.path.endswith("/providerlimits/a/status"), FOR_EVER)
+    await there.create(provider_limits("b", provider="gemini"))
+    async with there.operator() as operator:
+        seen = await there.until(lambda seen: seen.reason("b", "Ready") == "NoGates")
+        assert seen.reason("a", "Ready") == ""
+        await operator.line(f"patch providerlimits/status ({status}")

@@ -192,7 +192,7 @@ async def test_an_applied_change_is_decided_by_within_a_second(
         f"the same calls without a wait: p50 {percentile(unwaited, 0.5):.2f} s, p99 {busy:.2f} s",
     )
     # On a quiet machine all are within a second. The one slowest of fifty shows a stall of a busy one, and proves
-    # nothing about the operator: nine of ten have to be there, and none may have waited for a look of every five seconds.
+    # nothing about the operator: nine of ten have to be there, and none may have waited for the five seconds of a look.
     assert percentile(took, 0.9) <= 1 + busy
     assert worst < 3
 

@@ -121,6 +121,6 @@ lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package 
 	$(COMPILE) $(UPGRADE) --group envoy --output-file requirements-envoy.lock
 	$(COMPILE) $(UPGRADE) --group uv --output-file requirements-uv.lock
 
-clean: ## Remove all that these commands made
+clean: ## Remove all that these commands made in this folder (the control plane stays in your cache)
 	rm -rf .venv .tools dist htmlcov .coverage .hypothesis .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find sidecar operator tests $(wildcard examples) -name __pycache__ -prune -exec rm -rf {} +

@@ -10,7 +10,7 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final
 
-from sluice.config.durations import parse_duration
+from sluice.schema.durations import parse_duration
 
 INTERVAL: Final = 5.0
 """Seconds between two looks at the gates of a namespace."""

@@ -16,13 +16,13 @@ from typing import Final, TextIO, TypeVar
 from urllib.parse import urlencode
 
 from sluice import __version__
-from sluice.config import yamltext
 from sluice.config.document import to_manifest
 from sluice.config.merge import conflicts
 from sluice.config.render import document_text, limits_config_map, limits_text
 from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
 from sluice.errors import InvalidDocument, SluiceError
+from sluice.schema import yamltext
 from sluice_sidecar import logs, settings, status_table, watch
 from sluice_sidecar.envoy_files import EnvoyFiles
 from sluice_sidecar.envoy_settings import EnvoySettings

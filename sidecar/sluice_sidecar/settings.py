@@ -9,12 +9,12 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Final, TypeAlias
 
-from sluice.config.durations import parse_duration
 from sluice.config.entries import HEADER
-from sluice.config.schema import is_sound
 from sluice.core.engine import EngineSettings
 from sluice.core.limits import SECOND
 from sluice.errors import SluiceError
+from sluice.schema.declare import is_sound
+from sluice.schema.durations import parse_duration
 
 LONGEST_SOCKET_PATH: Final = 107
 """Bytes of a Unix socket's path that the kernel takes (`unix(7)`: `sun_path` has 108, one for the NUL)."""

@@ -19,11 +19,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from sluice.config import yamltext
 from sluice.config.document import parse
 from sluice.config.merge import Configuration, merge
 from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, Problem
+from sluice.schema import yamltext
 
 INTERVAL: Final = 0.25
 """Seconds between two looks."""

@@ -25,10 +25,10 @@ from helpers.kube.control_plane import ControlPlane
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.entries import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.types import ProviderLimits
-from sluice.config.yamltext import MAX_BYTES, write
 from sluice.core.keys import Scope
 from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
 from sluice.errors import InvalidDocument
+from sluice.schema.yamltext import MAX_BYTES, write
 
 DOCUMENTS = Path(__file__).parents[1] / "data" / "documents"
 VALID = [path for path in sorted((DOCUMENTS / "valid").glob("*.yaml")) if path.stem not in {"empty", "kubectl-get"}]

@@ -13,7 +13,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final, Generic, TypeVar
 
-from sluice.config import yamltext
 from sluice.config.declaration import API_VERSION, KIND
 from sluice.config.document import from_manifest
 from sluice.config.merge import rules_of
@@ -21,6 +20,7 @@ from sluice.config.render import SEPARATOR, content_hash, document_text
 from sluice.config.types import ProviderLimits
 from sluice.core.rules import Rule
 from sluice.errors import InvalidDocument, Problem
+from sluice.schema import yamltext
 
 T = TypeVar("T")
 

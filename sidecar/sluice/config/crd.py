@@ -20,8 +20,8 @@ import re
 from typing import Any, Final
 
 from sluice.config.declaration import API_VERSION, DOCUMENT, KIND
-from sluice.config.durations import PATTERN, format_duration
-from sluice.config.schema import (
+from sluice.config.status_schema import STATUS, Schema
+from sluice.schema.declare import (
     AlwaysTrue,
     Anything,
     Duration,
@@ -35,8 +35,8 @@ from sluice.config.schema import (
     Word,
     with_defaults,
 )
-from sluice.config.status_schema import STATUS, Schema
-from sluice.config.yamltext import Tree, write
+from sluice.schema.durations import PATTERN, format_duration
+from sluice.schema.yamltext import Tree, write
 
 GROUP, VERSION = API_VERSION.split("/")
 PLURAL: Final = "providerlimits"

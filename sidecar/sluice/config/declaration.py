@@ -6,7 +6,10 @@ from collections.abc import Iterator
 from typing import Final
 
 from sluice.config.entries import ENTRY, MATCH, MAX_ENTRIES, SCOPE, SUBJECT, claims_of, is_spelt, words
-from sluice.config.schema import (
+from sluice.config.types import FailurePolicy, SubjectKind
+from sluice.core.keys import Scope
+from sluice.core.limits import MAX_COUNT
+from sluice.schema.declare import (
     Anything,
     Constraint,
     Field,
@@ -19,10 +22,7 @@ from sluice.config.schema import (
     Word,
     is_sound,
 )
-from sluice.config.types import FailurePolicy, SubjectKind
-from sluice.config.yamltext import Tree
-from sluice.core.keys import Scope
-from sluice.core.limits import MAX_COUNT
+from sluice.schema.yamltext import Tree
 from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
 from sluice.usage.profiles import PROFILES, Api
 

@@ -7,8 +7,6 @@ from itertools import islice
 from typing import Any, Final, NamedTuple
 
 from sluice.config import declaration
-from sluice.config.durations import format_duration, parse_duration
-from sluice.config.schema import Mistake, is_sound, mistakes, with_defaults
 from sluice.config.types import (
     Estimation,
     FailurePolicy,
@@ -17,10 +15,12 @@ from sluice.config.types import (
     SubjectKind,
     SubjectSource,
 )
-from sluice.config.yamltext import Tree, Unreadable, read
 from sluice.core.keys import Scope
 from sluice.core.limits import Cap, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
+from sluice.schema.declare import Mistake, is_sound, mistakes, with_defaults
+from sluice.schema.durations import format_duration, parse_duration
+from sluice.schema.yamltext import Tree, Unreadable, read
 from sluice.usage.profiles import PROFILES, Api
 
 MAX_PROBLEMS: Final = 100

@@ -7,8 +7,10 @@ from collections.abc import Iterable, Iterator
 from itertools import pairwise, product
 from typing import Final
 
-from sluice.config.durations import parse_duration
-from sluice.config.schema import (
+from sluice.config.types import SubjectKind
+from sluice.core.keys import Scope
+from sluice.core.limits import MAX_COUNT, MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Mode
+from sluice.schema.declare import (
     AlwaysTrue,
     Constraint,
     Duration,
@@ -23,10 +25,8 @@ from sluice.config.schema import (
     is_sound,
     shortened,
 )
-from sluice.config.types import SubjectKind
-from sluice.config.yamltext import Tree
-from sluice.core.keys import Scope
-from sluice.core.limits import MAX_COUNT, MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Mode
+from sluice.schema.durations import parse_duration
+from sluice.schema.yamltext import Tree
 
 MAX_ENTRIES: Final = 64
 """Entries of one document, and patterns of one list: what constraints that compare each with each stay cheap for."""

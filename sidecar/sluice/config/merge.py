@@ -8,13 +8,13 @@ from types import MappingProxyType
 from typing import TypeAlias
 
 from sluice.config.declaration import KIND
-from sluice.config.durations import format_duration
 from sluice.config.entries import claims_of
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import InvalidDocument, Problem
+from sluice.schema.durations import format_duration
 from sluice.usage.profiles import Api
 
 _Claim: TypeAlias = tuple[str, Scope, str, str]

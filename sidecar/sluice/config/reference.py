@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final, NamedTuple
 
 from sluice.config.declaration import DOCUMENT
-from sluice.config.schema import Anything, Constraint, Field, Object, Sequence, Text, Type, join
+from sluice.schema.declare import Anything, Constraint, Field, Object, Sequence, Text, Type, join
 
 BEGIN: Final = "<!-- The next lines are written by `make generate`; a test compares them. -->"
 END: Final = "<!-- End of what is written by `make generate`. -->"

@@ -10,9 +10,9 @@ import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Final
 
-from sluice.config import yamltext
 from sluice.config.document import to_manifest
 from sluice.config.types import ProviderLimits
+from sluice.schema import yamltext
 
 LIMITS: Final = "sluice-limits"
 """The ConfigMap that gates mount."""

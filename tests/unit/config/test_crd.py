@@ -13,8 +13,8 @@ from sluice.config.crd import crd, crd_text
 from sluice.config.declaration import DOCUMENT
 from sluice.config.document import from_manifest, to_manifest
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
-from sluice.config.schema import Object, Sequence, Type
-from sluice.config.yamltext import read
+from sluice.schema.declare import Object, Sequence, Type
+from sluice.schema.yamltext import read
 
 SPEC = crd()["spec"]
 VERSION = SPEC["versions"][0]

@@ -12,10 +12,10 @@ import yaml
 
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
-from sluice.config.yamltext import MAX_BYTES, write
 from sluice.core.keys import Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
+from sluice.schema.yamltext import MAX_BYTES, write
 from sluice.usage.profiles import Api
 
 DOCUMENTS = Path(__file__).parents[2] / "data" / "documents"

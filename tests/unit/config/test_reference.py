@@ -12,10 +12,10 @@ from helpers.generated import LIMITS_MD, generated
 from sluice.config.declaration import DOCUMENT
 from sluice.config.document import parse
 from sluice.config.merge import merge
-from sluice.config.schema import Field, Object, Sequence, Text, Type, is_sound
-from sluice.config.yamltext import read
 from sluice.core.keys import Scope
 from sluice.core.limits import Cap
+from sluice.schema.declare import Field, Object, Sequence, Text, Type, is_sound
+from sluice.schema.yamltext import read
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "limits.yaml"

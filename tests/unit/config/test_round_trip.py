@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from helpers.documents import documents
 from sluice.config.document import parse, to_manifest
 from sluice.config.types import ProviderLimits
-from sluice.config.yamltext import write
+from sluice.schema.yamltext import write
 
 
 @given(st.lists(documents(), max_size=3))

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.config.yamltext import Document, Plain, Refused, Unreadable, read, read_word
+from sluice.schema.yamltext import Document, Plain, Refused, Unreadable, read, read_word
 
 
 def trees(text: str) -> list[object]:

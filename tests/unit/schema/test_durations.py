@@ -6,8 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sluice.config.durations import format_duration, parse_duration
 from sluice.core.limits import HOUR, MINUTE, SECOND
+from sluice.schema.durations import format_duration, parse_duration
 
 MILLISECOND = SECOND // 1000
 

@@ -15,8 +15,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final, NamedTuple, TypeAlias
 
-from sluice.config.durations import format_duration, parse_duration
-from sluice.config.yamltext import Plain, Refused, Tree
+from sluice.schema.durations import format_duration, parse_duration
+from sluice.schema.yamltext import Plain, Refused, Tree
 
 SHOWN: Final = 40
 """Characters of a wrong value that a message repeats."""

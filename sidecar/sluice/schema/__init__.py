@@ -1,0 +1,1 @@
+"""How every document is declared and read: types with bounds, YAML with nothing guessed, durations."""

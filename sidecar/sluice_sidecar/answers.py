@@ -90,10 +90,21 @@ def _gemini(refusal: Refusal) -> dict[str, Any]:
     return {"error": error}
 
 
+def _message_alone(refusal: Refusal) -> dict[str, Any]:
+    return {"message": message(refusal)}
+
+
+def _error_alone(refusal: Refusal) -> dict[str, Any]:
+    return {"error": message(refusal)}
+
+
 _SHAPES: Final[Mapping[Api, Callable[[Refusal], dict[str, Any]]]] = {
     Api.OPENAI: _openai,
     Api.ANTHROPIC: _anthropic,
     Api.GEMINI: _gemini,
+    Api.BEDROCK: _message_alone,
+    Api.COHERE: _message_alone,
+    Api.OLLAMA: _error_alone,
 }
 
 

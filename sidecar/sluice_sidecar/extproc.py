@@ -24,9 +24,10 @@ from typing import Any, TypeAlias
 
 from sluice.core.permits import Permit
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
+from sluice.usage.profiles.profile import UsageFields
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
-from sluice.usage.tokens import Usage, UsageFields
+from sluice.usage.tokens import Usage
 from sluice.usage.unread import unread_output
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.outages import Outages
@@ -145,7 +146,8 @@ class CallStream:
         if self._sees_body and self._reader is not None:
             usage, seen = usage or self._reader.finish(), self._reader.seen_output
         if self._sent > self._read:
-            seen += unread_output(self._sent - self._read, facts.api, facts.estimate, is_stream=self._is_stream)
+            unread, event_bytes = self._sent - self._read, facts.shape.response.event_bytes
+            seen += unread_output(unread, event_bytes, facts.estimate, is_stream=self._is_stream)
         return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen)
 
     def _claim(self, lease: str) -> bool:
@@ -168,7 +170,7 @@ class CallStream:
             content_type = values.get("content-type", b"").decode("latin-1")
             self._is_stream = content_type.startswith("text/event-stream")
             self._reader = reader_for(
-                self._facts.api, content_type, values.get("content-encoding", b"").decode("latin-1")
+                self._facts.shape.response, content_type, values.get("content-encoding", b"").decode("latin-1")
             )
 
     def _see_body(self, body: Any) -> None:

@@ -13,7 +13,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import USAGE_HEADERS
-from sluice.usage.tokens import UsageFields
+from sluice.usage.profiles.profile import UsageFields
 from sluice_sidecar.extproc import OnThrottled, WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.logs import whereabouts

@@ -4,6 +4,7 @@ The descriptor that Sluice's Envoy sends (domain and order are free, a missing f
 
     provider            the name in the limits document; without it nothing limits the call
     user, org, project  the subject of that scope, as Envoy saw it (a header's value, or the caller's key)
+    api                 the name of the API in the provider's profile
     model, bytes, max_tokens, max_completion_tokens, max_output_tokens, n
                         what the request says of itself
 
@@ -23,7 +24,7 @@ from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.estimate import Estimate, estimate
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import Api, Shape
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.identity import subject
@@ -53,7 +54,8 @@ class InvalidRequest(SluiceError):
 class CallFacts(NamedTuple):
     """What the gate remembers of an admitted call until it ends."""
 
-    api: Api
+    shape: Shape
+    """The API that it calls."""
     estimate: Estimate
 
 
@@ -116,7 +118,7 @@ class RateLimitService:
 
     def _api(self, refusal: Refusal) -> Api:
         policy = self._gate.policies.get(refusal.key.provider)
-        return Api.OPENAI if policy is None else policy.provider.api
+        return Api.OPENAI if policy is None else policy.provider.profile.api
 
     def _call(self, facts: dict[str, str], hits: int | None, patience: int) -> Call:
         provider = facts.get("provider", "")
@@ -134,7 +136,8 @@ class RateLimitService:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
         smallest = min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None)
         expected = estimate(facts, policy.provider.estimation.default_output_tokens, smallest)
-        return Call(applied, Demand(1, 1, expected.total), patience, CallFacts(policy.provider.api, expected))
+        shape = policy.provider.profile.shape(facts.get("api", ""))
+        return Call(applied, Demand(1, 1, expected.total), patience, CallFacts(shape, expected))
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:

@@ -31,6 +31,7 @@ from sluice.schema.declare import (
     Rule,
     Sequence,
     Text,
+    Truth,
     Type,
     Word,
     with_defaults,
@@ -156,6 +157,8 @@ def _schema(declared: Type) -> Schema:
             return {"type": "string", "enum": list(map(str, declared.words))}
         case AlwaysTrue():
             return {"type": "boolean", "enum": [True]}
+        case Truth():
+            return {"type": "boolean"}
         case Integer():
             return {"type": "integer", "format": "int64", "minimum": declared.least, "maximum": declared.most}
         case Duration():

@@ -24,32 +24,31 @@ from sluice.schema.declare import (
 )
 from sluice.schema.yamltext import Tree
 from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
-from sluice.usage.profiles import PROFILES, Api
+from sluice.usage.profiles import Api
+from sluice.usage.profiles.catalog import WITHOUT_ADDRESS, built_in_names
+from sluice.usage.profiles.declaration import OVERRIDES, PROVIDER, UPSTREAM
 
 API_VERSION: Final = "sluice.dev/v1alpha1"
 KIND: Final = "ProviderLimits"
 
-_LABEL: Final = "[a-z0-9]([-a-z0-9]{0,61}[a-z0-9])?"
 _NAME_PART: Final = "[a-z0-9]([-a-z0-9]*[a-z0-9])?"
-_PORT: Final = "([1-9][0-9]{0,3}|[1-5][0-9]{4}|6[0-4][0-9]{3}|65[0-4][0-9]{2}|655[0-2][0-9]|6553[0-5])"
-
 NAME: Final = Text(rf"{_NAME_PART}(\.{_NAME_PART})*", "a name of lower-case letters, digits, `-` and `.`", 253)
 """What Kubernetes takes for the name of an object: it bounds the whole, not the parts."""
-PROVIDER: Final = Text(_LABEL, "a name of lower-case letters, digits and `-`", 63)
-UPSTREAM: Final = Text(
-    rf"https?://{_LABEL}(\.{_LABEL})*(:{_PORT})?",
-    "http:// or https://, a host in lower case and, if need be, :port, and nothing behind it",
-    270,
-)
+_NAMES: Final = built_in_names()
+_KNOWN: Final = {
+    "api": (_NAMES, "is not a built-in provider"),
+    "upstream": (tuple(n for n in _NAMES if n not in WITHOUT_ADDRESS), "is not a provider with a built-in address"),
+}
+"""The providers that need not say this, and what the others are told."""
 
 
 def _is_complete(spec: dict[str, Tree]) -> Iterator[Mistake]:
     provider = spec.get("provider")
-    if not is_sound(PROVIDER, provider) or provider in PROFILES or not is_spelt(spec, SPEC):
+    if not is_sound(PROVIDER, provider) or not is_spelt(spec, SPEC):
         return
-    for name in ("api", "upstream"):
-        if name not in spec:
-            yield Mistake(name, f"is required: {provider} is not a built-in provider ({', '.join(PROFILES)})")
+    for name, (known, complaint) in _KNOWN.items():
+        if provider not in known and name not in spec:
+            yield Mistake(name, f"is required: {provider} {complaint} ({', '.join(known)})")
 
 
 def _scopes_have_a_source(spec: dict[str, Tree]) -> Iterator[Mistake]:
@@ -151,7 +150,7 @@ SPEC: Final = Object(
         "provider": Field(
             PROVIDER,
             "The provider's name, and the first segment of the path that its calls take through the gate: "
-            + ", ".join(PROFILES)
+            + ", ".join(_NAMES)
             + " are built in; any other name needs `api` and `upstream`.",
             required=True,
             example="openai",
@@ -168,6 +167,10 @@ SPEC: Final = Object(
             "What becomes of calls while the gate cannot decide: Allow lets them go on, uncounted; Deny refuses them.",
             default=FailurePolicy.ALLOW,
         ),
+        "profile": Field(
+            OVERRIDES,
+            "What is different from the provider's built-in profile, or that of its `api`: see docs/providers.md.",
+        ),
         "estimation": Field(ESTIMATION, "How the cost of a call is guessed before it is known.", default={}),
         "limits": Field(
             Sequence(ENTRY, most=MAX_ENTRIES),
@@ -177,16 +180,16 @@ SPEC: Final = Object(
     },
     constraints=(
         Constraint(
-            "A provider that is not built in has `api` and `upstream`.",
+            "A provider that is not built in has `api` and `upstream`; one without a built-in address has `upstream`.",
             _is_complete,
             tuple(
                 Rule(
-                    f"self.provider in {list(PROFILES)} || has(self.{name})",
-                    f"{{self.provider}} is not a built-in provider ({', '.join(PROFILES)})",
+                    f"self.provider in {list(known)} || has(self.{name})",
+                    f"{{self.provider}} {complaint} ({', '.join(known)})",
                     name,
                     missing=True,
                 )
-                for name in ("api", "upstream")
+                for name, (known, complaint) in _KNOWN.items()
             ),
         ),
         Constraint(

@@ -21,7 +21,7 @@ from sluice.errors import InvalidDocument, Problem
 from sluice.schema.declare import Mistake, is_sound, mistakes, with_defaults
 from sluice.schema.durations import format_duration, parse_duration
 from sluice.schema.yamltext import Tree, Unreadable, read
-from sluice.usage.profiles import PROFILES, Api
+from sluice.usage.profiles import BUILT_IN, Api
 
 MAX_PROBLEMS: Final = 100
 """Mistakes reported of one text: more than a person reads, and a bound on what a hostile text can make us write."""
@@ -67,6 +67,7 @@ def to_manifest(document: ProviderLimits) -> dict[str, Any]:
             "api": str(document.api),
             "upstream": document.upstream,
             "failurePolicy": str(document.failure_policy),
+            **({"profile": document.profile} if document.profile else {}),
             "estimation": {"defaultOutputTokens": document.estimation.default_output_tokens},
             "limits": [_entry_to_manifest(entry) for entry in document.limits],
         },
@@ -136,14 +137,17 @@ def _built(tree: Tree, source: str) -> ProviderLimits:
         failure_policy=FailurePolicy(spec["failurePolicy"]),
         estimation=Estimation(spec["estimation"]["defaultOutputTokens"]),
         limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
+        profile=spec.get("profile", {}),
         source=source,
         namespace=namespace if isinstance(namespace, str) else "",
     )
 
 
 def _of_profile(provider: str) -> dict[str, Any]:
-    profile = PROFILES.get(provider)
-    return {"api": profile.api, "upstream": profile.upstream} if profile else {}
+    if provider not in BUILT_IN.names:
+        return {}
+    profile = BUILT_IN.profile(provider)
+    return {"api": profile.api, "upstream": profile.upstream}
 
 
 def _subject(subject: Mapping[str, Any]) -> SubjectSource:

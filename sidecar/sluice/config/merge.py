@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -15,7 +16,7 @@ from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.durations import format_duration
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN, Catalog, Profile
 
 _Claim: TypeAlias = tuple[str, Scope, str, str]
 """Provider, scope, and one of an entry's pairs of patterns: see `claims_of`."""
@@ -26,7 +27,7 @@ class Provider:
     """What holds for every call to one provider, whatever document said it."""
 
     name: str
-    api: Api
+    profile: Profile
     upstream: str
     failure_policy: FailurePolicy
     estimation: Estimation
@@ -43,14 +44,14 @@ class Configuration:
     providers: Mapping[str, Provider]
 
 
-def merge(documents: Iterable[ProviderLimits]) -> Configuration:
+def merge(documents: Iterable[ProviderLimits], catalog: Catalog = BUILT_IN) -> Configuration:
     """One configuration of all documents; raises `InvalidDocument` with every conflict between them."""
     documents = tuple(documents)
     problems = tuple(conflicts(documents))
     if problems:
         raise InvalidDocument(problems)
     rules = tuple(rule for document in documents for rule in rules_of(document))
-    return Configuration(documents, RuleBook(rules), MappingProxyType(_providers(documents)))
+    return Configuration(documents, RuleBook(rules), MappingProxyType(_providers(documents, catalog)))
 
 
 def rules_of(document: ProviderLimits) -> tuple[Rule, ...]:
@@ -104,9 +105,11 @@ class Claims:
     def _differing_facts(self, document: ProviderLimits) -> Iterator[Problem]:
         if known := self._providers.get(document.provider):
             there = _provider_facts(known)
-            for name, value in _provider_facts(document).items():
-                if value != there[name]:
-                    message = f"is {value}, and {_named(known)} says {there[name]}: a provider has one"
+            here = _provider_facts(document)
+            for name in {**here, **there}:
+                if here.get(name) != there.get(name):
+                    value, other = here.get(name, "unset"), there.get(name, "unset")
+                    message = f"is {value}, and {_named(known)} says {other}: a provider has one"
                     yield _problem(document, f"spec.{name}", message)
 
     def _differing_sources(self, document: ProviderLimits) -> Iterator[Problem]:
@@ -164,13 +167,13 @@ def _sources(document: ProviderLimits) -> dict[Scope, SubjectSource]:
     return {entry.scope: entry.subject for entry in reversed(document.limits)}
 
 
-def _providers(documents: tuple[ProviderLimits, ...]) -> dict[str, Provider]:
+def _providers(documents: tuple[ProviderLimits, ...], catalog: Catalog) -> dict[str, Provider]:
     providers: dict[str, Provider] = {}
     for document in documents:
         known = providers.get(document.provider)
         providers[document.provider] = Provider(
             document.provider,
-            document.api,
+            catalog.profile(document.provider, document.api, document.profile),
             document.upstream,
             document.failure_policy,
             document.estimation,
@@ -196,6 +199,7 @@ def _provider_facts(document: ProviderLimits) -> dict[str, str]:
         "api": document.api,
         "upstream": document.upstream,
         "failurePolicy": document.failure_policy,
+        **({"profile": json.dumps(document.profile, sort_keys=True)} if document.profile else {}),
         "estimation.defaultOutputTokens": str(document.estimation.default_output_tokens),
     }
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
@@ -70,6 +72,8 @@ class ProviderLimits:
     failure_policy: FailurePolicy
     estimation: Estimation
     limits: tuple[LimitEntry, ...]
+    profile: Mapping[str, Any] = field(default_factory=dict, hash=False)
+    """`spec.profile` as it stands: what is said in place of the provider's profile."""
     source: str = field(default="", compare=False)
     """The file it was read from: for messages only."""
     namespace: str = field(default="", compare=False)

@@ -101,6 +101,19 @@ class AlwaysTrue:
 
 
 @dataclass(frozen=True, slots=True)
+class Truth:
+    """True or false."""
+
+    @property
+    def allowed(self) -> str:
+        return "true or false"
+
+    def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
+        if not isinstance(tree, bool):
+            yield Mistake(path, f"must be true or false, not {shown(tree)}")
+
+
+@dataclass(frozen=True, slots=True)
 class Integer:
     """A whole number."""
 
@@ -241,7 +254,7 @@ class Object:
                 yield Mistake(join(path, mistake.field), mistake.message)
 
 
-Type: TypeAlias = Anything | Text | Word | AlwaysTrue | Integer | Duration | Sequence | Object
+Type: TypeAlias = Anything | Text | Word | AlwaysTrue | Truth | Integer | Duration | Sequence | Object
 """Every type there is: what translates a declaration into something else handles each of these.
 
 `allowed` says what a value must be, `mistakes` finds what is wrong with a value that stands at a path.

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from sluice.usage.tokens import MAX_DIGITS, Tally, Usage, UsageFields
+from sluice.usage.profiles.profile import UsageFields
+from sluice.usage.tokens import MAX_DIGITS, Tally, Usage
 
 USAGE_HEADERS: Final = UsageFields(
     input_tokens=(
@@ -15,6 +16,8 @@ USAGE_HEADERS: Final = UsageFields(
     ),
     output_tokens=(("x-usage-output-tokens", "x-amzn-bedrock-output-token-count"),),
     provider_total=(("x-usage-total-tokens",),),
+    cache_read=(("x-amzn-bedrock-cache-read-input-token-count",),),
+    cache_write=(("x-amzn-bedrock-cache-write-input-token-count",),),
 )
 """The headers read by default: our own names, for a provider or a filter of one's own, and those of Bedrock's
 InvokeModel, whose input leaves out both sides of the cache (API reference, InvokeModel)."""

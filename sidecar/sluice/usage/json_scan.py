@@ -20,8 +20,8 @@ MAX_VALUE: Final = 16 * 1024
 MAX_KEY: Final = 64
 """Bytes of a key that are kept: more than any wanted key has."""
 
-Tree: TypeAlias = "Mapping[bytes, Tree | None]"
-"""The wanted members: a mapping to descend into, None for a value to report."""
+Tree: TypeAlias = "Mapping[bytes, Tree | str]"
+"""The wanted members: a mapping to descend into, or the dotted path of a value to report."""
 
 # Repeated groups are bounded, because each repetition takes memory; and none is possessive, because Python 3.11 before
 # 3.11.5 matches possessive groups wrongly (python/cpython issue 106052).
@@ -34,9 +34,9 @@ _DOCUMENTS: Final[Tree] = {}
 
 
 class JsonScanner:
-    """Fed the bytes of one JSON text, calls `found` with the text of each wanted value, in order."""
+    """Fed the bytes of one JSON text, calls `found` with the path and the text of each wanted value, in order."""
 
-    def __init__(self, paths: Iterable[tuple[str, ...]], found: Callable[[bytes], object]) -> None:
+    def __init__(self, paths: Iterable[str], found: Callable[[str, bytes], object]) -> None:
         self._root = _tree(paths)
         self._found = found
         self.done = False
@@ -49,6 +49,7 @@ class JsonScanner:
         self._text = bytearray()  # the last string outside skipped containers, which may turn out to be a key
         self._key = b""
         self._value: bytearray | None = None  # the wanted value that has begun
+        self._path = ""  # its path
 
     def feed(self, data: bytes) -> None:
         """Read on. Never raises; time is linear in the text, memory bounded by `MAX_VALUE`."""
@@ -94,12 +95,12 @@ class JsonScanner:
         return end + 1
 
     def _enter(self, mark: bytes) -> None:
-        inner: Tree | None = None
+        inner: Tree | str | None = None
         if not self._open:
             inner = self._root if mark == b"{" else _DOCUMENTS
         elif mark == b"{":
             inner = self._root if self._open[-1] is _DOCUMENTS else self._open[-1].get(self._key)
-        if inner is None:
+        if inner is None or isinstance(inner, str):
             self._skipped = 1
         else:
             self._open.append(inner)
@@ -109,16 +110,17 @@ class JsonScanner:
         """A colon: what was read last is a key. True if its value is wanted."""
         self._key = bytes(self._text)
         self._text.clear()
-        wanted = bool(self._open) and self._key in self._open[-1] and self._open[-1][self._key] is None
-        if wanted:
-            self._value = bytearray()
-        return wanted
+        wanted = self._open[-1].get(self._key) if self._open else None
+        if not isinstance(wanted, str):
+            return False
+        self._value, self._path = bytearray(), wanted
+        return True
 
     def _end_member(self, mark: bytes) -> None:
         """A comma or a closing bracket: the value before it has ended."""
         value, self._value, self._key = self._value, None, b""
         if value is not None:
-            self._found(bytes(value))
+            self._found(self._path, bytes(value))
         if mark != b"," and self._open:
             self._open.pop()
             self.done = not self._open
@@ -144,13 +146,17 @@ def _is_escaped(data: bytes, start: int, pos: int) -> bool:
     return (pos - first) % 2 == 1
 
 
-def _tree(paths: Iterable[tuple[str, ...]]) -> Tree:
+def _tree(paths: Iterable[str]) -> Tree:
     root: dict[bytes, Any] = {}
-    for *way, name in paths:
-        node = root
+    for path in sorted(paths, key=len):  # of a member and one inside it the outer is reported, and holds the inner
+        *way, name = path.split(".")
+        node: Any = root
         for key in way:
             node = node.setdefault(key.encode(), {})
-        node[name.encode()] = None
+            if isinstance(node, str):
+                break
+        else:
+            node[name.encode()] = path
     return root
 
 

@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from typing import Final, Protocol
 
 from sluice.usage.json_scan import JsonScanner, end_of_string
-from sluice.usage.profiles import Api
+from sluice.usage.profiles.profile import Response, Sign
 from sluice.usage.sse import EventSplitter
-from sluice.usage.tokens import MAX_DIGITS, USAGE_FIELDS, Tally, Usage
+from sluice.usage.tokens import MAX_DIGITS, Tally, Usage
 
 MAX_EVENT: Final = 64 * 1024
 """Bytes of one stream event that are held back until it is complete; a larger one is scanned piece by piece."""
@@ -42,64 +43,66 @@ class UsageReader(Protocol):
         """Characters of output that went by: a lower bound, for what is not text or is cut apart is not counted."""
 
 
-def reader_for(api: Api, content_type: str | None, content_encoding: str | None = None) -> UsageReader | None:
-    """The reader for a response with these headers; None for a compressed body, and a type that holds no usage."""
+def reader_for(response: Response, content_type: str | None, content_encoding: str | None = None) -> UsageReader | None:
+    """The reader for an answer with these headers; None for a compressed body, and a type that holds no usage."""
     if (content_encoding or "identity").strip().lower() != "identity":
         return None
     media_type = (content_type or "").partition(";")[0].strip().lower()
     if media_type == "text/event-stream":
-        return SseReader(api)
+        return SseReader(response)
     if media_type == "application/json" or media_type.endswith("+json"):
-        return JsonReader(api)
+        return JsonReader(response)
     return None
 
 
-def _texts(*keys: str) -> re.Pattern[bytes]:
-    """Matches where the string begins in a member that has one of these keys and a string as its value."""
-    return re.compile(rb'"(?:%s)"\s*:\s*"' % "|".join(keys).encode())
-
-
 @dataclass(frozen=True, slots=True)
-class _Shape:
-    """Where an API's responses hold what is wanted of them."""
+class _Patterns:
+    """What is looked for in the bytes of an answer, made from its profile once."""
 
-    usage: tuple[tuple[str, ...], ...]
-    """The paths of usage objects, in a JSON body and in the events of a stream."""
+    paths: tuple[str, ...]
+    """The members that the scanner reports: objects with the counts, or the counts themselves."""
+    counts: bool
+    """True if they are the counts themselves."""
+    usage: re.Pattern[bytes]
+    """No event without it is scanned: OpenAI sends `"usage":null` in every event but the last."""
     stop: re.Pattern[bytes]
-    """What stands in an event when the model has stopped: once it is complete, usage in it or after it is final."""
     body_output: re.Pattern[bytes]
-    """The output in a JSON body."""
     event_output: tuple[tuple[bytes, re.Pattern[bytes]], ...]
     """The output in an event that holds these bytes; the first row applies. Events of other kinds only repeat it."""
 
 
-_OPENAI_TEXTS: Final = _texts("content", "text", "reasoning_content", "refusal", "arguments")
-_ANTHROPIC_TEXTS: Final = _texts("text", "thinking", "partial_json")
-_GEMINI_TEXTS: Final = _texts("text")
+@cache
+def _patterns(response: Response) -> _Patterns:
+    paths = response.usage or tuple(sorted(response.fields.names))
+    last = {path.rpartition(".")[2] for path in paths}
+    places = [
+        (f'"{place.within}"'.encode() if place.within else b"", _texts(place.members)) for place in response.stream_text
+    ]
+    return _Patterns(
+        paths,
+        not response.usage,
+        re.compile(rb'"(?:%s)"\s*:(?!\s*null)' % _any_of(last)),
+        re.compile(b"|".join(_sign(sign) for sign in response.stop) or rb"(?!)"),
+        _texts(response.text),
+        tuple(places),
+    )
 
-_SHAPES: Final[Mapping[Api, _Shape]] = {
-    Api.OPENAI: _Shape(
-        usage=(("usage",), ("response", "usage")),
-        stop=re.compile(rb'"finish_reason"\s*:\s*"|"type"\s*:\s*"response\.(?:completed|incomplete|failed)"'),
-        body_output=_OPENAI_TEXTS,
-        event_output=((b'"choices"', _OPENAI_TEXTS), (b'"delta"', _texts("delta"))),
-    ),
-    Api.ANTHROPIC: _Shape(
-        usage=(("usage",), ("message", "usage")),
-        stop=re.compile(rb'"stop_reason"\s*:\s*"'),
-        body_output=_ANTHROPIC_TEXTS,
-        event_output=((b'"delta"', _ANTHROPIC_TEXTS),),
-    ),
-    Api.GEMINI: _Shape(
-        usage=(("usageMetadata",),),
-        stop=re.compile(rb'"(?:finishReason|blockReason)"\s*:\s*"'),
-        body_output=_GEMINI_TEXTS,
-        event_output=((b"", _GEMINI_TEXTS),),
-    ),
-}
 
-_USAGE: Final = re.compile(rb'"usage(?:Metadata)?"\s*:(?!\s*null)')
-"""No event without it is scanned: OpenAI sends `"usage":null` in every event but the last."""
+def _texts(members: Iterable[str]) -> re.Pattern[bytes]:
+    """Matches where the string begins in a member that has one of these keys and a string as its value."""
+    return re.compile(rb'"(?:%s)"\s*:\s*"' % (_any_of(members) or rb"(?!)"))
+
+
+def _sign(sign: Sign) -> bytes:
+    if not sign.values:
+        return rb'"%s"\s*:\s*"' % re.escape(sign.member).encode()
+    return rb'"%s"\s*:\s*"?(?:%s)(?![\w.])' % (re.escape(sign.member).encode(), _any_of(sign.values))
+
+
+def _any_of(words: Iterable[str]) -> bytes:
+    return "|".join(re.escape(word) for word in words).encode()
+
+
 _ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
 _OVERLAP: Final = 64
 """Bytes of a piece that are looked at again with the next one: more than any `stop` is long."""
@@ -107,19 +110,36 @@ _UNREADABLE: Final = "unreadable"
 """No usage object: `Tally` takes it as a malformed report."""
 
 
+class _Reports:
+    """The counts that the scanner finds, as they are found."""
+
+    def __init__(self, response: Response) -> None:
+        self._counts = _patterns(response).counts
+        self._tally = Tally(response.fields)
+
+    def found(self, path: str, value: bytes) -> None:
+        decoded = _decode(value)
+        self._tally.add({path: decoded} if self._counts else decoded)
+
+    def told(self, *, final: bool) -> Usage | None:
+        usage = self._tally.usage()
+        return usage if usage is None or final else usage._replace(partial=True)
+
+
 class JsonReader:
     """Reads a body that is one JSON document, or a JSON array of documents that arrive one by one."""
 
-    def __init__(self, api: Api) -> None:
-        self._output = _SHAPES[api].body_output
-        self._tally = Tally(USAGE_FIELDS[api])
-        self._scanner = JsonScanner(_SHAPES[api].usage, self._found)
+    def __init__(self, response: Response) -> None:
+        patterns = _patterns(response)
+        self._output = patterns.body_output
+        self._reports = _Reports(response)
+        self._scanner = JsonScanner(patterns.paths, self._reports.found)
         self.seen_output = 0
 
     @property
     def usage(self) -> Usage | None:
         """What is told so far; partial while the document is open."""
-        return _told(self._tally, final=self._scanner.done)
+        return self._reports.told(final=self._scanner.done)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
@@ -130,9 +150,6 @@ class JsonReader:
         """What the body told."""
         return self.usage
 
-    def _found(self, value: bytes) -> None:
-        self._tally.add(_decode(value))
-
 
 class SseReader:
     """Reads a stream of server-sent events whose data is JSON.
@@ -142,9 +159,9 @@ class SseReader:
     `response.completed`) is found as well.
     """
 
-    def __init__(self, api: Api) -> None:
-        self._shape = _SHAPES[api]
-        self._tally = Tally(USAGE_FIELDS[api])
+    def __init__(self, response: Response) -> None:
+        self._patterns = _patterns(response)
+        self._reports = _Reports(response)
         self._splitter = EventSplitter(self._add, self._end_event)
         self.seen_output = 0
         # The mutable state: whether the model has stopped, and the event that has begun.
@@ -157,7 +174,7 @@ class SseReader:
     @property
     def usage(self) -> Usage | None:
         """What is told so far; partial until the model has stopped."""
-        return _told(self._tally, final=self._stopped)
+        return self._reports.told(final=self._stopped)
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
@@ -173,7 +190,7 @@ class SseReader:
             self._held += data
             if len(self._held) <= MAX_EVENT:
                 return
-            self._scanner = JsonScanner(self._shape.usage, self._found)
+            self._scanner = JsonScanner(self._patterns.paths, self._reports.found)
             data = bytes(self._held)
             self._held.clear()
         self._scanner.feed(data)
@@ -193,25 +210,17 @@ class SseReader:
 
     def _read_event(self, event: bytes) -> None:
         stopping = self._says_stop(event)
-        if stopping or _USAGE.search(event):
-            scanner = JsonScanner(self._shape.usage, self._found)
+        if stopping or self._patterns.usage.search(event):
+            scanner = JsonScanner(self._patterns.paths, self._reports.found)
             scanner.feed(event)
             self._stopped = self._stopped or (stopping and scanner.done)
-        for kind, output in self._shape.event_output:
+        for kind, output in self._patterns.event_output:
             if kind in event:
                 self.seen_output += _characters(output, event)
                 break
 
     def _says_stop(self, data: bytes) -> bool:
-        return self._shape.stop.search(data) is not None
-
-    def _found(self, value: bytes) -> None:
-        self._tally.add(_decode(value))
-
-
-def _told(tally: Tally, *, final: bool) -> Usage | None:
-    usage = tally.usage()
-    return usage if usage is None or final else usage._replace(partial=True)
+        return self._patterns.stop.search(data) is not None
 
 
 def _decode(value: bytes) -> object:

@@ -9,12 +9,10 @@ adding up per report counts twice what is cumulative (Anthropic's `message_delta
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 from sluice.core.limits import MAX_COUNT
-from sluice.usage.profiles import Api
+from sluice.usage.profiles.profile import Summands, UsageFields
 
 MAX_DIGITS: Final = len(str(MAX_COUNT))
 """No count has more digits; a longer number need not be converted to be refused."""
@@ -29,6 +27,12 @@ class Usage(NamedTuple):
     """The provider's own sum, kept for comparison; charged only where a part is missing."""
     partial: bool = False
     """The call used at least `total`: a count was malformed, or its input was not told, or not its last word."""
+    cache_read: int | None = None
+    """The part of the input that came from a cache."""
+    cache_write: int | None = None
+    """The part of the input that went into one."""
+    reasoning: int | None = None
+    """The part of the output that nobody sees."""
 
     @property
     def total(self) -> int:
@@ -37,43 +41,6 @@ class Usage(NamedTuple):
         if self.input_tokens is None or self.output_tokens is None:
             parts = max(parts, self.provider_total or 0)
         return min(parts, MAX_COUNT)
-
-
-@dataclass(frozen=True, slots=True)
-class UsageFields:
-    """How an API's fields become counts: each count is a sum, each summand the first of its names that was told."""
-
-    input_tokens: tuple[tuple[str, ...], ...]
-    output_tokens: tuple[tuple[str, ...], ...]
-    provider_total: tuple[tuple[str, ...], ...] = ()
-    names: frozenset[str] = field(init=False)
-    """Every field that matters; the rest of a usage object is not looked at."""
-
-    def __post_init__(self) -> None:
-        summands = (*self.input_tokens, *self.output_tokens, *self.provider_total)
-        object.__setattr__(self, "names", frozenset(name for names in summands for name in names))
-
-
-USAGE_FIELDS: Final[Mapping[Api, UsageFields]] = {
-    # Chat and completions say prompt/completion, responses and images input/output; embeddings have no output.
-    # Cached and reasoning tokens are inside these counts.
-    Api.OPENAI: UsageFields(
-        input_tokens=(("prompt_tokens", "input_tokens"),),
-        output_tokens=(("completion_tokens", "output_tokens"),),
-        provider_total=(("total_tokens",),),
-    ),
-    # `input_tokens` leaves out what was written to the cache and what was read from it; output includes thinking.
-    Api.ANTHROPIC: UsageFields(
-        input_tokens=(("input_tokens",), ("cache_creation_input_tokens",), ("cache_read_input_tokens",)),
-        output_tokens=(("output_tokens",),),
-    ),
-    # Cached content is inside the prompt; thoughts and tool use are beside it. Zero counts are left out.
-    Api.GEMINI: UsageFields(
-        input_tokens=(("promptTokenCount",), ("toolUsePromptTokenCount",)),
-        output_tokens=(("candidatesTokenCount",), ("thoughtsTokenCount",)),
-        provider_total=(("totalTokenCount",),),
-    ),
-}
 
 
 class Tally:
@@ -91,22 +58,31 @@ class Tally:
         if not isinstance(report, dict):
             self._malformed = True
             return
-        for name in self._fields.names & report.keys():
-            value = report[name]
+        for name in self._fields.names:
+            value = report.get(name) if "." not in name else _within(report, name)
             if value is not None:
                 self._counts[name] = value if is_count(value) else None
 
     def usage(self) -> Usage | None:
         """What is known so far; None if nothing was told."""
-        if not self._counts and not self._malformed:
-            return None
         input_tokens = self._sum(self._fields.input_tokens)
+        output_tokens = self._sum(self._fields.output_tokens)
         provider_total = self._sum(self._fields.provider_total)
-        no_input = input_tokens is None and provider_total is None  # there always is some
         malformed = self._malformed or None in self._counts.values()
-        return Usage(input_tokens, self._sum(self._fields.output_tokens), provider_total, malformed or no_input)
+        if not malformed and input_tokens is None and output_tokens is None and provider_total is None:
+            return None
+        no_input = input_tokens is None and provider_total is None  # there always is some
+        return Usage(
+            input_tokens,
+            output_tokens,
+            provider_total,
+            malformed or no_input,
+            self._sum(self._fields.cache_read),
+            self._sum(self._fields.cache_write),
+            self._sum(self._fields.reasoning),
+        )
 
-    def _sum(self, summands: tuple[tuple[str, ...], ...]) -> int | None:
+    def _sum(self, summands: Summands) -> int | None:
         told = [count for names in summands if (count := self._first(names)) is not None]
         return min(sum(told), MAX_COUNT) if told else None
 
@@ -117,3 +93,13 @@ class Tally:
 def is_count(value: object) -> bool:
     """True for an integer from 0 to `MAX_COUNT`; false for everything else, also for True and 1.0."""
     return type(value) is int and 0 <= value <= MAX_COUNT
+
+
+def _within(report: dict[str, Any], name: str) -> Any:
+    """The value at a dotted name; None where it leads nowhere."""
+    value: Any = report
+    for member in name.split("."):
+        if not isinstance(value, dict):
+            return None
+        value = value.get(member)
+    return value

@@ -22,6 +22,9 @@ KEY_HEADERS: Final[Mapping[Api, tuple[str, ...]]] = {
     Api.OPENAI: ("authorization", "api-key"),
     Api.ANTHROPIC: ("x-api-key", "authorization"),
     Api.GEMINI: ("x-goog-api-key", "authorization"),
+    Api.BEDROCK: ("authorization",),
+    Api.COHERE: ("authorization",),
+    Api.OLLAMA: ("authorization",),
 }
 """The headers in which a caller's key may stand. Gemini takes it as a query parameter too."""
 KEY_PARAMETER: Final = "key"
@@ -51,8 +54,8 @@ def subject_actions(provider: Provider) -> Iterator[route.RateLimitAction]:
         if source.kind is SubjectKind.HEADER:
             yield _header_entry(entry, source.value)
         elif source.kind is SubjectKind.API_KEY:
-            yield from (_header_entry(entry, header) for header in KEY_HEADERS[provider.api])
-            if provider.api is Api.GEMINI:
+            yield from (_header_entry(entry, header) for header in KEY_HEADERS[provider.profile.api])
+            if provider.profile.api is Api.GEMINI:
                 yield _parameter_entry(entry, KEY_PARAMETER)
 
 
@@ -63,7 +66,7 @@ def identity_headers(provider: Provider) -> tuple[str, ...]:
 
 def counted_headers(provider: Provider) -> tuple[str, ...]:
     """The headers whose first value was counted, and must be all that goes on to the provider."""
-    return KEY_HEADERS[provider.api] if _limits_by_key(provider) else ()
+    return KEY_HEADERS[provider.profile.api] if _limits_by_key(provider) else ()
 
 
 def doubtful_calls(provider: Provider) -> Iterator[tuple[list[route.HeaderMatcher], str]]:
@@ -75,7 +78,7 @@ def doubtful_calls(provider: Provider) -> Iterator[tuple[list[route.HeaderMatche
     for header in identity_headers(provider):
         yield [_matches(header, NOT_UTF_8)], f"the header {header} is not UTF-8 text"
     if _limits_by_key(provider):
-        for conditions in _doubtful_keys(provider.api):
+        for conditions in _doubtful_keys(provider.profile.api):
             yield conditions, "send one API key, once: this call has several, or an empty or unreadable one"
 
 

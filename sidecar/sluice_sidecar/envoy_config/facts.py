@@ -22,7 +22,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.envoy.type.metadata import v3 as metadata
 
 from sluice.config.merge import Provider
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import Api, Shape
 from sluice_sidecar.envoy_config.callers import subject_actions
 
 NAMESPACE: Final = "sluice.request"
@@ -74,10 +74,16 @@ def path_reader() -> header_to_metadata.Config:
     )
 
 
-def descriptor(provider: Provider) -> route.RateLimit:
-    """The one descriptor of a call to this provider."""
-    actions = [_text("provider", provider.name), *subject_actions(provider), _text("bytes", "%BYTES_RECEIVED%")]
-    return route.RateLimit(actions=actions + [_metadata(*each) for each in ENTRIES[provider.api].items()])
+def descriptor(provider: Provider, shape: Shape) -> route.RateLimit:
+    """The one descriptor of a call to this API of the provider."""
+    actions = [
+        _text("provider", provider.name),
+        _text("api", shape.name),
+        *subject_actions(provider),
+        _text("bytes", "%BYTES_RECEIVED%"),
+    ]
+    entries = ENTRIES.get(provider.profile.api, ENTRIES[Api.OPENAI])
+    return route.RateLimit(actions=actions + [_metadata(*each) for each in entries.items()])
 
 
 def _text(entry: str, value: str) -> route.RateLimitAction:

@@ -19,7 +19,8 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import Api, Profile, Shape
+from sluice.usage.profiles.profile import EVERY_PATH, regex
 from sluice_sidecar.envoy_config import callers, facts, filters
 from sluice_sidecar.envoy_config.messages import error_body, packed
 from sluice_sidecar.envoy_config.upstreams import Upstream, cluster_name
@@ -73,9 +74,8 @@ def route_configuration(configuration: Configuration, settings: EnvoySettings) -
 
 
 def _served(provider: Provider, settings: EnvoySettings) -> _Served:
-    descriptor = ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(provider)])
-    configs = {filters.ADMISSION[provider.failure_policy]: packed(descriptor)}
-    if provider.api is Api.GEMINI:
+    configs = {}
+    if provider.profile.api is Api.GEMINI:
         configs[filters.READ_PATH] = packed(facts.path_reader())
     return _Served(
         provider,
@@ -114,9 +114,12 @@ def _domains(upstream: Upstream) -> tuple[str, ...]:
 def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
     """The provider's routes under the prefix; with an empty one, all that come in by its name."""
     yield from _refusals(served.provider, prefix)
-    for match, protocol in _protocols(served.provider.api, prefix):
-        configs = dict(served.filters)
-        if served.settings.usage is UsageSource.METADATA:
+    admission = filters.ADMISSION[served.provider.failure_policy]
+    for match, shape in _apis(served.provider.profile, prefix):
+        descriptor = ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(served.provider, shape)])
+        configs = {**served.filters, admission: packed(descriptor)}
+        protocol = shape.response.envoy_reads
+        if protocol and served.settings.usage is UsageSource.METADATA:
             configs[filters.READ_USAGE] = filters.usage_protocol(protocol)
         yield route.Route(
             name=served.provider.name,
@@ -151,18 +154,17 @@ def _action(served: _Served, prefix: str) -> route.RouteAction:
     return action
 
 
-def _protocols(api: Api, prefix: str) -> Iterator[tuple[route.RouteMatch, str]]:
-    """Which of the API's answers come from which path."""
-    every = _under(prefix)
-    match api:
-        case Api.OPENAI:
-            responses = matcher.RegexMatcher(regex=f"{prefix}(/.*)?/responses(/.*)?")
-            yield route.RouteMatch(safe_regex=responses), "OPENAI_RESPONSES"
-            yield every, "OPENAI_CHAT_COMPLETIONS"
-        case Api.ANTHROPIC:
-            yield every, "ANTHROPIC_MESSAGES"
-        case Api.GEMINI:
-            yield every, "GEMINI_GENERATE_CONTENT"
+def _apis(profile: Profile, prefix: str) -> Iterator[tuple[route.RouteMatch, Shape]]:
+    """Which path speaks which API. What none of them takes is counted as the last one."""
+    for shape in profile.shapes:
+        for pattern in shape.paths:
+            if pattern != EVERY_PATH:
+                path = matcher.RegexMatcher(regex=f"{prefix}{regex(pattern)}")
+                yield route.RouteMatch(safe_regex=path), shape
+                continue
+            yield _under(prefix), shape
+            return
+    yield _under(prefix), profile.shapes[-1]
 
 
 def _under(prefix: str) -> route.RouteMatch:

@@ -191,7 +191,7 @@ def test_a_hostile_number_of_unknown_fields_is_cut_short() -> None:
 def test_a_message_repeats_little_of_what_it_was_given() -> None:
     (problem,) = problems_of(write([manifest(api="x" * 100_000 + "\n")]))
 
-    assert problem.message == f'must be one of OpenAI, Anthropic, Gemini, not "{"x" * 40}…"'
+    assert problem.message == f'must be one of OpenAI, Anthropic, Gemini, Bedrock, Cohere, Ollama, not "{"x" * 40}…"'
 
 
 @pytest.mark.parametrize("value", [None, True, 1, 1.5, -1, 10**30, "", "x", [], [[]], {}, {"a": {}}, float("nan")])

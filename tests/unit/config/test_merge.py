@@ -13,7 +13,7 @@ from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.rules import Rule
 from sluice.errors import InvalidDocument, Problem
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN, Api
 
 HEADER = SubjectSource(SubjectKind.HEADER, "x-user-id")
 TEAM = SubjectSource(SubjectKind.CONSTANT, "team-a")
@@ -52,7 +52,7 @@ def test_documents_of_one_provider_become_one_provider() -> None:
     assert configuration.providers == {
         "openai": Provider(
             "openai",
-            Api.OPENAI,
+            BUILT_IN.profile("openai"),
             "https://api.openai.com",
             FailurePolicy.ALLOW,
             Estimation(),

@@ -12,12 +12,13 @@ from sluice.core.engine import Engine
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.permits import Permit
 from sluice.core.states import BucketState
-from sluice.usage.profiles import Api
-from sluice.usage.unread import EVENT_BYTES
+from sluice.usage.profiles.profile import Response
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.protos import LEASE_NAMESPACE, ProcessingRequest, RateLimitRequest
 from sluice_sidecar.rls import RateLimitService
+
+EVENT_BYTES = Response().event_bytes
 
 ALICE = BucketKey("openai", Scope.USER, "alice")
 INPUT, ESTIMATE = 100, 150
@@ -99,7 +100,7 @@ async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None
     ("content_type", "sent", "charged"),
     [
         ("text/event-stream", 0, INPUT),
-        ("text/event-stream", 20 * EVENT_BYTES[Api.OPENAI], INPUT + 20),
+        ("text/event-stream", 20 * EVENT_BYTES, INPUT + 20),
         ("text/event-stream", 2**40, ESTIMATE),
         ("application/json", 80, INPUT + 20),
     ],
@@ -122,7 +123,7 @@ async def test_what_the_log_knows_of_and_the_stream_has_not_told_yet_is_added_to
     stream = calls.watched.open()
     for message in (beginning(lease), answer("text/event-stream"), piece(EVENT)):
         stream.feed(message)
-    stream.cut(lease, 200, len(EVENT) + 20 * EVENT_BYTES[Api.OPENAI])
+    stream.cut(lease, 200, len(EVENT) + 20 * EVENT_BYTES)
     assert calls.tokens == INPUT + 10 + 20
 
 

@@ -9,7 +9,7 @@ import pytest
 from sluice.config.merge import Provider
 from sluice.config.types import Estimation, FailurePolicy, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN
 from sluice_sidecar.identity import LONGEST, fixed_subjects, subject, told_subjects
 
 HEADER = SubjectSource(SubjectKind.HEADER, "x-user-id")
@@ -18,7 +18,9 @@ KEY = SubjectSource(SubjectKind.API_KEY)
 
 def provider(**sources: SubjectSource) -> Provider:
     subjects = {Scope(scope.capitalize()): source for scope, source in sources.items()}
-    return Provider("openai", Api.OPENAI, "http://127.0.0.1:9", FailurePolicy.ALLOW, Estimation(), subjects)
+    return Provider(
+        "openai", BUILT_IN.profile("openai"), "http://127.0.0.1:9", FailurePolicy.ALLOW, Estimation(), subjects
+    )
 
 
 def sha256(text: bytes) -> str:

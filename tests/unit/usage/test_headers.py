@@ -6,7 +6,8 @@ import pytest
 
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.headers import usage_from_headers
-from sluice.usage.tokens import Usage, UsageFields
+from sluice.usage.profiles.profile import UsageFields
+from sluice.usage.tokens import Usage
 
 
 def test_no_such_header_tells_nothing() -> None:
@@ -26,7 +27,7 @@ def test_no_such_header_tells_nothing() -> None:
                 "x-amzn-bedrock-cache-read-input-token-count": b"10",
                 "x-amzn-bedrock-cache-write-input-token-count": b"100",
             },
-            Usage(111, 5),
+            Usage(111, 5, cache_read=10, cache_write=100),
         ),
         ({"x-usage-total-tokens": " 42\t"}, Usage(None, None, 42)),
         ({"x-usage-total-tokens": str(MAX_COUNT)}, Usage(None, None, MAX_COUNT)),

@@ -12,10 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sluice.core.limits import MAX_COUNT
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN
+from sluice.usage.profiles.profile import Response
 from sluice.usage.readers import MAX_EVENT, JsonReader, SseReader, UsageReader, reader_for
 from sluice.usage.tokens import Usage
 
+COUNTS = ("input_tokens", "output_tokens", "provider_total", "cache_read", "cache_write", "reasoning")
 RESPONSES = Path(__file__).parents[2] / "data" / "responses"
 SSE = "text/event-stream"
 
@@ -24,7 +26,7 @@ class Recorded(NamedTuple):
     """One file of `tests/data/responses`, and what `expected.json` says of it."""
 
     name: str
-    api: Api
+    response: Response
     content_type: str
     usage: Usage
     output: str
@@ -32,7 +34,7 @@ class Recorded(NamedTuple):
 
     def reader(self) -> UsageReader:
         """A fresh reader for this response."""
-        reader = reader_for(self.api, self.content_type)
+        reader = reader_for(self.response, self.content_type)
         assert reader is not None
         return reader
 
@@ -42,9 +44,9 @@ def _recorded() -> list[Recorded]:
     return [
         Recorded(
             name=name,
-            api=Api(told["api"]),
+            response=_response(told["provider"], told["path"]),
             content_type=told["content_type"],
-            usage=Usage(told["input_tokens"], told["output_tokens"], told["provider_total"]),
+            usage=Usage(**{count: told.get(count) for count in COUNTS}),
             output=told["output"],
             body=(RESPONSES / name).read_bytes(),
         )
@@ -52,7 +54,13 @@ def _recorded() -> list[Recorded]:
     ]
 
 
+def _response(provider: str, path: str) -> Response:
+    return next(shape for shape in BUILT_IN.profile(provider).shapes if shape.takes(path)).response
+
+
 RECORDED = _recorded()
+RESPONSES_API = BUILT_IN.profile("openai").shape("responses").response
+OPENAI, ANTHROPIC, GEMINI = (BUILT_IN.profile(name).shapes[-1].response for name in ("openai", "anthropic", "gemini"))
 every_response = pytest.mark.parametrize("response", RECORDED, ids=[response.name for response in RECORDED])
 
 
@@ -162,7 +170,7 @@ def test_json_and_stream_of_an_api_agree() -> None:
     ],
 )
 def test_json_and_event_streams_are_read(content_type: str, content_encoding: str | None, kind: type) -> None:
-    assert isinstance(reader_for(Api.OPENAI, content_type, content_encoding), kind)
+    assert isinstance(reader_for(OPENAI, content_type, content_encoding), kind)
 
 
 @pytest.mark.parametrize(
@@ -181,11 +189,11 @@ def test_json_and_event_streams_are_read(content_type: str, content_encoding: st
     ids=lambda value: repr(value)[:20],
 )
 def test_other_types_and_compressed_bodies_are_not_read(content_type: str | None, content_encoding: str | None) -> None:
-    assert reader_for(Api.OPENAI, content_type, content_encoding) is None
+    assert reader_for(OPENAI, content_type, content_encoding) is None
 
 
 def test_usage_of_the_request_side_is_known_before_the_stream_has_stopped() -> None:
-    reader = SseReader(Api.ANTHROPIC)
+    reader = SseReader(ANTHROPIC)
     start = {"type": "message_start", "message": {"usage": {"input_tokens": 25, "output_tokens": 1}}}
     text = {"type": "content_block_delta", "delta": {"type": "text_delta", "text": "Hello"}}
     reader.feed(events(start, text))
@@ -196,27 +204,27 @@ def test_usage_of_the_request_side_is_known_before_the_stream_has_stopped() -> N
 
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}])
 def test_a_stream_that_tells_no_usage_has_none(usage: object) -> None:
-    assert read(SseReader(Api.OPENAI), events({"choices": [], "usage": usage}, STOP)) is None
+    assert read(SseReader(OPENAI), events({"choices": [], "usage": usage}, STOP)) is None
 
 
 def test_usage_told_again_and_again_is_not_added_up() -> None:
     reports = [{"choices": [], "usage": {"prompt_tokens": 8, "completion_tokens": n}} for n in range(5)]
 
-    assert read(SseReader(Api.OPENAI), events(*reports, STOP)) == Usage(8, 4)
+    assert read(SseReader(OPENAI), events(*reports, STOP)) == Usage(8, 4)
 
 
 def test_data_over_several_lines_is_one_event() -> None:
     stream = events(STOP) + b'data: {"usage":\ndata: {"prompt_tokens": 3,\ndata:  "completion_tokens": 4}}\n\n'
 
-    assert read(SseReader(Api.OPENAI), stream) == Usage(3, 4)
+    assert read(SseReader(OPENAI), stream) == Usage(3, 4)
 
 
 def test_what_a_model_says_is_not_taken_for_usage() -> None:
     said = '{"usage": {"prompt_tokens": 1}}\n\ndata: {"usage": {"prompt_tokens": 1}, "finish_reason": "stop"}'
     chunk = {"choices": [{"delta": {"content": said}}]}
 
-    assert read(SseReader(Api.OPENAI), events(chunk, chunk, STOP)) is None
-    assert read(JsonReader(Api.OPENAI), json.dumps(chunk).encode()) is None
+    assert read(SseReader(OPENAI), events(chunk, chunk, STOP)) is None
+    assert read(JsonReader(OPENAI), json.dumps(chunk).encode()) is None
 
 
 @pytest.mark.parametrize("size", [1000, MAX_EVENT, 1 << 30])
@@ -231,15 +239,15 @@ def test_usage_in_an_event_of_any_size_is_found(size: int) -> None:
     )
     in_lines = b"\ndata:".join(openai[start : start + 1000] for start in range(0, len(openai), 1000))
 
-    assert read(SseReader(Api.OPENAI), openai, size) == Usage(3)
-    assert read(SseReader(Api.OPENAI), in_lines, size) == Usage(3)
-    assert read(SseReader(Api.GEMINI), gemini, size) == Usage(3)
+    assert read(SseReader(RESPONSES_API), openai, size) == Usage(3)
+    assert read(SseReader(RESPONSES_API), in_lines, size) == Usage(3)
+    assert read(SseReader(GEMINI), gemini, size) == Usage(3)
 
 
 def test_the_event_after_a_large_one_is_read() -> None:
     large = b": %s\n\ndata: %s\n\n" % (b"x" * (2 * MAX_EVENT), b"y" * (2 * MAX_EVENT))
 
-    assert read(SseReader(Api.OPENAI), large + events(STOP, {"usage": {"prompt_tokens": 3}}), 1000) == Usage(3)
+    assert read(SseReader(OPENAI), large + events(STOP, {"usage": {"prompt_tokens": 3}}), 1000) == Usage(3)
 
 
 @pytest.mark.parametrize(
@@ -265,8 +273,8 @@ def test_a_hostile_number_makes_the_usage_partial(number: str) -> None:
     body = b'{"choices": [{"finish_reason": "stop"}], "usage": %s}' % told
     usage = Usage(None, 4, partial=True)
 
-    assert read(JsonReader(Api.OPENAI), body) == usage
-    assert read(SseReader(Api.OPENAI), b"data: " + body) == usage
+    assert read(JsonReader(OPENAI), body) == usage
+    assert read(SseReader(OPENAI), b"data: " + body) == usage
 
 
 @pytest.mark.parametrize(
@@ -285,22 +293,22 @@ def test_a_hostile_number_makes_the_usage_partial(number: str) -> None:
 def test_a_usage_that_cannot_be_read_makes_it_partial(usage: bytes) -> None:
     body = b'{"finish_reason": "stop", "usage": %s, "z": 1}' % usage
 
-    assert read(JsonReader(Api.OPENAI), body) == Usage(partial=True)
-    assert read(SseReader(Api.OPENAI), b"data: " + body) == Usage(partial=True)
+    assert read(JsonReader(OPENAI), body) == Usage(partial=True)
+    assert read(SseReader(OPENAI), b"data: " + body) == Usage(partial=True)
 
 
 def test_of_duplicate_keys_the_last_one_counts() -> None:
     body = b'{"usage": {"prompt_tokens": 1, "prompt_tokens": 2}, "usage": {"completion_tokens": 3}}'
 
-    assert read(JsonReader(Api.OPENAI), body) == Usage(2, 3)
+    assert read(JsonReader(OPENAI), body) == Usage(2, 3)
 
 
 def test_deep_nesting_anywhere_does_no_harm() -> None:
     deep = b"[" * 100_000 + b"]" * 100_000
     body = b'{"finish_reason": "stop", "deep": %s, "usage": {"prompt_tokens": 3, "deep": 1}, "more": %s}' % (deep, deep)
 
-    assert read(JsonReader(Api.OPENAI), body) == Usage(3)
-    assert read(SseReader(Api.OPENAI), b"data: " + body) == Usage(3)
+    assert read(JsonReader(OPENAI), body) == Usage(3)
+    assert read(SseReader(OPENAI), b"data: " + body) == Usage(3)
 
 
 PIECES = [
@@ -316,13 +324,17 @@ PIECES = [
     b"9" * 400,
     b"[" * 2000,
 ]
-READERS = [reader for api in Api for reader in ((api, "application/json"), (api, SSE))]
+READERS = [
+    reader
+    for response in dict.fromkeys(response.response for response in RECORDED)
+    for reader in ((response, "application/json"), (response, SSE))
+]
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.lists(st.sampled_from(PIECES) | st.binary(max_size=20)), st.sampled_from(READERS), st.integers(1, 50))
 def test_no_bytes_make_a_reader_raise_and_no_cut_changes_the_usage(
-    pieces: list[bytes], of: tuple[Api, str], size: int
+    pieces: list[bytes], of: tuple[Response, str], size: int
 ) -> None:
     body = b"".join(pieces)
     whole, cut = reader_for(*of), reader_for(*of)
@@ -352,7 +364,7 @@ SSE_UNITS = [b"x", b"data:\n", b"data: x\r", b": comment", b'"content":"aaaaaaaa
 )
 def test_memory_is_bounded_whatever_comes(content_type: str, start: bytes, unit: bytes) -> None:
     chunk = unit * (MAX_EVENT // 4 // len(unit))
-    reader = reader_for(Api.OPENAI, content_type)
+    reader = reader_for(OPENAI, content_type)
     assert reader is not None
     tracemalloc.start()
     reader.feed(start)

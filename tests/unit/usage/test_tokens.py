@@ -7,12 +7,17 @@ import math
 import pytest
 
 from sluice.core.limits import MAX_COUNT
-from sluice.usage.profiles import Api
-from sluice.usage.tokens import USAGE_FIELDS, Tally, Usage, UsageFields
+from sluice.usage.profiles import BUILT_IN
+from sluice.usage.profiles.profile import UsageFields
+from sluice.usage.tokens import Tally, Usage
+
+OPENAI, ANTHROPIC, GEMINI = (
+    BUILT_IN.profile(name).shapes[-1].response.fields for name in ("openai", "anthropic", "gemini")
+)
 
 
-def tallied(api: Api, *reports: object) -> Usage | None:
-    tally = Tally(USAGE_FIELDS[api])
+def tallied(fields: UsageFields, *reports: object) -> Usage | None:
+    tally = Tally(fields)
     for report in reports:
         tally.add(report)
     return tally.usage()
@@ -26,48 +31,48 @@ def tallied(api: Api, *reports: object) -> Usage | None:
 def test_a_malformed_count_makes_the_usage_partial(value: object) -> None:
     report = {"prompt_tokens": value, "completion_tokens": 5, "total_tokens": 12}
 
-    assert tallied(Api.OPENAI, report) == Usage(None, 5, 12, partial=True)
+    assert tallied(OPENAI, report) == Usage(None, 5, 12, partial=True)
 
 
 @pytest.mark.parametrize("value", [0, 1, MAX_COUNT])
 def test_an_integer_in_range_is_a_count(value: int) -> None:
-    assert tallied(Api.OPENAI, {"prompt_tokens": value}) == Usage(value, None, None)
+    assert tallied(OPENAI, {"prompt_tokens": value}) == Usage(value, None, None)
 
 
 @pytest.mark.parametrize("report", [None, {}, {"prompt_tokens": None}, {"prompt_tokens_details": {"cached_tokens": 1}}])
 def test_null_and_absent_tell_nothing(report: object) -> None:
-    assert tallied(Api.OPENAI, report) is None
+    assert tallied(OPENAI, report) is None
 
 
 @pytest.mark.parametrize("report", ["", "none", 7, True, [], [{"prompt_tokens": 7}]], ids=repr)
 def test_a_report_that_is_no_object_makes_the_usage_partial(report: object) -> None:
-    assert tallied(Api.OPENAI, report, {"prompt_tokens": 7}) == Usage(7, None, None, partial=True)
+    assert tallied(OPENAI, report, {"prompt_tokens": 7}) == Usage(7, None, None, partial=True)
 
 
 def test_usage_without_any_word_of_the_input_is_partial() -> None:
-    assert tallied(Api.OPENAI, {"prompt_tokens": None, "completion_tokens": 5}) == Usage(None, 5, partial=True)
-    assert tallied(Api.OPENAI, {"completion_tokens": 5, "total_tokens": 12}) == Usage(None, 5, 12)
+    assert tallied(OPENAI, {"prompt_tokens": None, "completion_tokens": 5}) == Usage(None, 5, partial=True)
+    assert tallied(OPENAI, {"completion_tokens": 5, "total_tokens": 12}) == Usage(None, 5, 12)
 
 
 def test_the_last_report_wins_field_by_field() -> None:
     first = {"input_tokens": 25, "cache_read_input_tokens": 1000, "output_tokens": 1}
     last = {"output_tokens": 15, "input_tokens": None}
 
-    assert tallied(Api.ANTHROPIC, first, last) == Usage(1025, 15)
+    assert tallied(ANTHROPIC, first, last) == Usage(1025, 15, cache_read=1000)
 
 
 def test_a_malformed_count_takes_the_place_of_an_older_good_one() -> None:
-    assert tallied(Api.OPENAI, {"prompt_tokens": 7}, {"prompt_tokens": -7}) == Usage(partial=True)
+    assert tallied(OPENAI, {"prompt_tokens": 7}, {"prompt_tokens": -7}) == Usage(partial=True)
 
 
 def test_a_good_count_takes_the_place_of_an_older_malformed_one() -> None:
-    assert tallied(Api.OPENAI, {"prompt_tokens": -7}, {"prompt_tokens": 7}) == Usage(7)
+    assert tallied(OPENAI, {"prompt_tokens": -7}, {"prompt_tokens": 7}) == Usage(7)
 
 
 def test_openai_has_two_names_for_one_count_and_the_first_one_told_counts() -> None:
     both = {"prompt_tokens": 7, "input_tokens": 0, "completion_tokens": None, "output_tokens": 3}
 
-    assert tallied(Api.OPENAI, both) == Usage(7, 3)
+    assert tallied(OPENAI, both) == Usage(7, 3)
 
 
 def test_anthropic_input_is_the_sum_of_three() -> None:
@@ -79,7 +84,7 @@ def test_anthropic_input_is_the_sum_of_three() -> None:
         "output_tokens": 5,
     }
 
-    assert tallied(Api.ANTHROPIC, report) == Usage(111, 5)
+    assert tallied(ANTHROPIC, report) == Usage(111, 5, cache_read=100, cache_write=10)
 
 
 def test_gemini_adds_tool_use_and_thoughts_but_not_cached_content() -> None:
@@ -92,14 +97,14 @@ def test_gemini_adds_tool_use_and_thoughts_but_not_cached_content() -> None:
         "totalTokenCount": 131,
     }
 
-    assert tallied(Api.GEMINI, report) == Usage(11, 120, 131)
+    assert tallied(GEMINI, report) == Usage(11, 120, 131, cache_read=1000, reasoning=20)
 
 
 def test_sums_do_not_leave_the_range_of_counts() -> None:
     report = {"input_tokens": MAX_COUNT, "cache_read_input_tokens": MAX_COUNT, "output_tokens": MAX_COUNT}
-    usage = tallied(Api.ANTHROPIC, report)
+    usage = tallied(ANTHROPIC, report)
 
-    assert usage == Usage(MAX_COUNT, MAX_COUNT)
+    assert usage == Usage(MAX_COUNT, MAX_COUNT, cache_read=MAX_COUNT)
     assert usage.total == MAX_COUNT
 
 

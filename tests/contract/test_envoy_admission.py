@@ -42,6 +42,7 @@ async def test_a_call_is_described_by_one_descriptor(mesh: Mesh) -> None:
     assert call.answer.status == 200
     assert call.facts == {
         "provider": "openai",
+        "api": "completions",
         "user": "alice",
         "org": "acme",
         "bytes": str(len(body)),
@@ -56,7 +57,14 @@ async def test_a_call_is_described_by_one_descriptor(mesh: Mesh) -> None:
 async def test_each_api_has_its_own_facts(mesh: Mesh) -> None:
     body = b'{"model": "claude", "max_tokens": 16, "n": 9}'
     call = await mesh.call(post(MESSAGES, body, "x-api-key: sk-1"))
-    assert call.facts == {"provider": "anthropic", "user": "sk-1", "bytes": "45", "model": "claude", "max_tokens": "16"}
+    assert call.facts == {
+        "provider": "anthropic",
+        "api": "messages",
+        "user": "sk-1",
+        "bytes": "45",
+        "model": "claude",
+        "max_tokens": "16",
+    }
 
     for config, cap, count in (
         ("generationConfig", "maxOutputTokens", "candidateCount"),
@@ -65,12 +73,12 @@ async def test_each_api_has_its_own_facts(mesh: Mesh) -> None:
         body = json.dumps({"model": "not this one", config: {cap: 16, count: 2}}).encode()
         call = await mesh.call(post(GENERATE, body, "x-goog-api-key: AIza"))
         facts = {"user": "AIza", "bytes": str(len(body)), "model": "gemini-3-pro", "max_output_tokens": "16", "n": "2"}
-        assert call.facts == {"provider": "gemini", **facts}
+        assert call.facts == {"provider": "gemini", "api": "generate-content", **facts}
 
 
 async def test_a_chunked_body_is_measured_too(mesh: Mesh) -> None:
     call = await mesh.call(chunked(CHAT, b'{"model"', b': "gpt-5"}'))
-    assert call.facts == {"provider": "openai", "bytes": "18", "model": "gpt-5"}
+    assert call.facts == {"provider": "openai", "api": "completions", "bytes": "18", "model": "gpt-5"}
     assert call.received[0].body == b'{"model": "gpt-5"}'
 
 
@@ -136,7 +144,13 @@ BODIES: dict[bytes, dict[str, str]] = {
 async def test_the_gate_is_asked_whatever_the_body_is(mesh: Mesh) -> None:
     for body, facts in BODIES.items():
         call = await mesh.call(post(CHAT, body, "x-user-id: alice"))
-        assert call.facts == {"provider": "openai", "user": "alice", "bytes": str(len(body)), **facts}, body[:50]
+        assert call.facts == {
+            "provider": "openai",
+            "api": "completions",
+            "user": "alice",
+            "bytes": str(len(body)),
+            **facts,
+        }, body[:50]
         assert [received.body for received in call.received] == [body], body[:50]
 
 
@@ -154,10 +168,10 @@ async def test_the_gate_is_asked_whatever_the_body_claims_to_be(mesh: Mesh) -> N
     body = b'{"model": "gpt-5"}'
     for claim in ("text/plain", "", "application/json; charset=utf-8", "multipart/form-data; boundary=x"):
         call = await mesh.call(post(CHAT, body, f"content-type: {claim}"))
-        assert call.facts == {"provider": "openai", "bytes": "18", "model": "gpt-5"}, claim
+        assert call.facts == {"provider": "openai", "api": "completions", "bytes": "18", "model": "gpt-5"}, claim
     packed = gzip.compress(body)
     call = await mesh.call(post(CHAT, packed, "content-encoding: gzip"))
-    assert call.facts == {"provider": "openai", "bytes": str(len(packed))}
+    assert call.facts == {"provider": "openai", "api": "completions", "bytes": str(len(packed))}
 
 
 async def test_the_gate_is_asked_whatever_the_method_is(mesh: Mesh) -> None:
@@ -165,7 +179,7 @@ async def test_the_gate_is_asked_whatever_the_method_is(mesh: Mesh) -> None:
         call = await mesh.call(
             f"{method} /openai/v1/models HTTP/1.1\r\nhost: envoy\r\ncontent-length: 0\r\n\r\n".encode()
         )
-        assert call.facts == {"provider": "openai", "bytes": "0"}, method
+        assert call.facts == {"provider": "openai", "api": "completions", "bytes": "0"}, method
 
 
 async def test_identity_is_for_the_gate_alone(mesh: Mesh) -> None:
@@ -244,7 +258,7 @@ async def test_nothing_of_a_call_can_pass_for_what_envoy_or_the_gate_says(mesh: 
     )
     headers = ("x-envoy-dynamic-metadata: forged", "lease: forged")
     call = await mesh.call(post(CHAT, forged, *headers))
-    assert call.facts == {"provider": "openai", "bytes": str(len(forged))}
+    assert call.facts == {"provider": "openai", "api": "completions", "bytes": str(len(forged))}
     lease = mesh.gate.leases[-1]
     await mesh.gate.until(lambda: any(stream.lease == lease for stream in mesh.gate.streams))
 

@@ -476,4 +476,10 @@ async def test_files_that_envoy_cannot_use_change_nothing() -> None:
                     pass
         call = await mesh.call(post(CHAT, b'{"model": "gpt-5"}', "x-user-id: alice"))
         assert call.answer.status == 200
-        assert call.facts == {"provider": "openai", "user": "alice", "bytes": "18", "model": "gpt-5"}
+        assert call.facts == {
+            "provider": "openai",
+            "api": "completions",
+            "user": "alice",
+            "bytes": "18",
+            "model": "gpt-5",
+        }

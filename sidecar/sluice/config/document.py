@@ -147,7 +147,7 @@ def _of_profile(provider: str) -> dict[str, Any]:
     if provider not in BUILT_IN.names:
         return {}
     profile = BUILT_IN.profile(provider)
-    return {"api": profile.api, "upstream": profile.upstream}
+    return {"api": profile.api, **({"upstream": profile.upstream} if profile.upstream else {})}
 
 
 def _subject(subject: Mapping[str, Any]) -> SubjectSource:

@@ -31,7 +31,7 @@ BASES: Final[Mapping[Api, str]] = {
 """The built-in profile that any other provider of that family is taken to be like."""
 
 
-WITHOUT_ADDRESS: Final[tuple[str, ...]] = ()
+WITHOUT_ADDRESS: Final = ("bedrock", "ollama")
 """Built-in providers that each customer reaches at an address of their own."""
 
 

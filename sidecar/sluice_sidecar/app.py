@@ -37,6 +37,7 @@ from sluice.core.limits import SECOND
 from sluice.core.telemetry import Fanout
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.headers import USAGE_HEADERS
+from sluice.usage.profiles import BUILT_IN
 from sluice_sidecar import clock, watch
 from sluice_sidecar.admin import Admin
 from sluice_sidecar.envoy_files import EnvoyFiles
@@ -72,6 +73,7 @@ class Sidecar:
         self._engine = Engine(settings=bounds, telemetry=Fanout(self._counts, self._recent))
         self._gate = Gate(self._engine, clock.now)
         self._configuration = watch.configuration(Reading((), ()))
+        self._catalog = BUILT_IN
         self._files: EnvoyFiles | None = None
         self._envoy: EnvoyProcess | None = None
 
@@ -98,6 +100,7 @@ class Sidecar:
         settings = self._settings
         async with AsyncExitStack() as stack:
             admin = await self._serve_admin(stack)
+            self._catalog = await asyncio.to_thread(watch.catalog, settings.profiles)
             reading = await self._first_limits()
             folder = stack.enter_context(_private_folder()) if settings.envoy else None
             if settings.envoy:
@@ -131,7 +134,7 @@ class Sidecar:
         files = Watch(self._settings.files, reading)
         while True:
             try:
-                self._put_in_force(await asyncio.to_thread(watch.configuration, reading), reading)
+                self._put_in_force(await asyncio.to_thread(watch.configuration, reading, self._catalog), reading)
             except InvalidDocument as error:
                 if not self._settings.wait_for_limits:
                     raise
@@ -227,7 +230,7 @@ class Sidecar:
 
     async def _change(self, reading: Reading) -> None:
         try:
-            configuration = await asyncio.to_thread(watch.configuration, reading)
+            configuration = await asyncio.to_thread(watch.configuration, reading, self._catalog)
         except InvalidDocument as error:
             self._report("the limits files have mistakes; what was in force stays", error.problems)
             return

@@ -72,6 +72,8 @@ class RunSettings:
 
     files: tuple[Path, ...]
     """Limits documents, and folders of them."""
+    profiles: Path | None = None
+    """A folder of provider profiles, read at the start."""
     wait_for_limits: bool = False
     """Wait at the start until they are there and right; else that is an error."""
     socket: Path | None = None

@@ -24,6 +24,7 @@ from sluice.config.merge import Configuration, merge
 from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema import yamltext
+from sluice.usage.profiles import BUILT_IN, Catalog
 
 INTERVAL: Final = 0.25
 """Seconds between two looks."""
@@ -60,7 +61,7 @@ def read(paths: Sequence[Path]) -> Reading:
             if not files:
                 # As for a file that is emptied: more often a slip than a wish to lift every limit.
                 kinds = ", ".join(f"*{suffix}" for suffix in SUFFIXES)
-                problems.append(Problem(str(path), "", "", f"holds no limits file ({kinds}): write one"))
+                problems.append(Problem(str(path), "", "", f"holds no file to read ({kinds}): write one"))
         except OSError as error:
             problems.append(Problem(str(path), "", "", f"cannot be read: {error.strerror or error}"))
             continue
@@ -77,9 +78,25 @@ def read(paths: Sequence[Path]) -> Reading:
     return Reading(tuple(contents), tuple(problems))
 
 
-def configuration(reading: Reading) -> Configuration:
+def configuration(reading: Reading, catalog: Catalog = BUILT_IN) -> Configuration:
     """What the files put in force together; raises `InvalidDocument` with every mistake of every file."""
-    return merge(documents(reading))
+    return merge(documents(reading), catalog)
+
+
+def catalog(folder: Path | None) -> Catalog:
+    """The built-in profiles, and those of a folder; raises `InvalidDocument` with every mistake of every file."""
+    if folder is None:
+        return BUILT_IN
+    reading = read([folder])
+    texts, problems = {}, list(reading.problems)
+    for source, content in reading.files:
+        try:
+            texts[source] = content.decode("utf-8-sig")
+        except UnicodeDecodeError as error:
+            problems.append(_not_utf_8(source, error))
+    if problems:
+        raise InvalidDocument(problems)
+    return Catalog.of_texts(texts)
 
 
 def documents(reading: Reading) -> tuple[ProviderLimits, ...]:
@@ -91,7 +108,7 @@ def documents(reading: Reading) -> tuple[ProviderLimits, ...]:
             text = content.decode("utf-8-sig")
             found = parse(text, source)
         except UnicodeDecodeError as error:
-            problems.append(Problem(source, "", "", f"is not UTF-8: byte {error.start + 1} cannot be read"))
+            problems.append(_not_utf_8(source, error))
             continue
         except InvalidDocument as error:
             problems += error.problems
@@ -131,6 +148,10 @@ class Watch:
     async def _look(self) -> Reading:
         # A file system may hang (a volume that is gone); calls must not.
         return await asyncio.to_thread(read, self._paths)
+
+
+def _not_utf_8(source: str, error: UnicodeDecodeError) -> Problem:
+    return Problem(source, "", "", f"is not UTF-8: byte {error.start + 1} cannot be read")
 
 
 def _files(path: Path) -> Iterator[Path]:

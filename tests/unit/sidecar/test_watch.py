@@ -80,7 +80,7 @@ def test_a_folder_without_a_limits_file_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(InvalidDocument) as caught:
         configuration(read([tmp_path]))
 
-    assert str(caught.value) == f"{tmp_path}: holds no limits file (*.yaml, *.yml, *.json): write one"
+    assert str(caught.value) == f"{tmp_path}: holds no file to read (*.yaml, *.yml, *.json): write one"
 
 
 def test_a_file_that_is_given_twice_is_one_mistake(tmp_path: Path) -> None:

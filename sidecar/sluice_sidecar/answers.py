@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
-from sluice.core.limits import MILLISECOND, SECOND, TOKEN_CAPS, Cap
+from sluice.core.limits import INPUT_TOKEN_CAPS, MILLISECOND, OUTPUT_TOKEN_CAPS, SECOND, TOKEN_CAPS, Cap
 from sluice.usage.profiles import Api
 
 CAPS: Final[Mapping[Cap, str]] = {
@@ -18,10 +18,23 @@ CAPS: Final[Mapping[Cap, str]] = {
     Cap.TOKENS_PER_MINUTE: "tokens per minute",
     Cap.TOKENS_PER_HOUR: "tokens per hour",
     Cap.TOKENS_PER_DAY: "tokens per day",
+    Cap.INPUT_TOKENS_PER_MINUTE: "input tokens per minute",
+    Cap.INPUT_TOKENS_PER_HOUR: "input tokens per hour",
+    Cap.INPUT_TOKENS_PER_DAY: "input tokens per day",
+    Cap.OUTPUT_TOKENS_PER_MINUTE: "output tokens per minute",
+    Cap.OUTPUT_TOKENS_PER_HOUR: "output tokens per hour",
+    Cap.OUTPUT_TOKENS_PER_DAY: "output tokens per day",
     Cap.MAX_CONCURRENT: "calls at a time",
 }
 _ONE: Final = {cap: words.replace("requests", "request").replace("tokens", "token").replace("calls", "call")
                for cap, words in CAPS.items()}  # fmt: skip
+
+_UNITS: Final = {"tokens": TOKEN_CAPS, "input tokens": INPUT_TOKEN_CAPS, "output tokens": OUTPUT_TOKEN_CAPS}
+_WAYS_OUT: Final = {
+    "tokens": "Ask for less output, or shorten the input.",
+    "input tokens": "Shorten the input.",
+    "output tokens": "Ask for less output.",
+}
 
 
 def message(refusal: Refusal) -> str:
@@ -31,9 +44,8 @@ def message(refusal: Refusal) -> str:
     if refusal.limit == 0:
         return f"The limit of {whose} is {limit}: no call is admitted."
     if refusal.reason is Reason.OVERSIZED_REQUEST:
-        return f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. " + (
-            "Ask for less output, or shorten the input." if _counts_tokens(refusal.cap) else "No retry will help."
-        )
+        way_out = _WAYS_OUT.get(_unit(refusal.cap), "No retry will help.")
+        return f"This call needs {_amount(refusal)}, and {whose} may use {limit}: it can never be admitted. {way_out}"
     if refusal.reason is Reason.QUEUE_FULL:
         return f"Too many calls wait for {whose} ({limit}). {_retry(refusal)}"
     if refusal.reason is Reason.NO_FREE_SLOT:
@@ -72,7 +84,7 @@ def body(api: Api, refusal: Refusal) -> bytes:
 
 
 def _openai(refusal: Refusal) -> dict[str, Any]:
-    kind = "tokens" if _counts_tokens(refusal.cap) else "requests"
+    kind = "tokens" if _unit(refusal.cap) else "requests"
     return {
         "error": {"message": message(refusal), "type": kind, "param": None, "code": "rate_limit_exceeded"},
     }
@@ -119,8 +131,8 @@ def _whose(key: BucketKey) -> str:
 
 
 def _amount(refusal: Refusal) -> str:
-    if _counts_tokens(refusal.cap):
-        return f"about {refusal.requested} tokens"
+    if unit := _unit(refusal.cap):
+        return f"about {refusal.requested} {unit}"
     return "1 request" if refusal.requested == 1 else f"{refusal.requested} requests"
 
 
@@ -130,5 +142,6 @@ def _retry(refusal: Refusal) -> str:
     return f"Retry in {retry_after_seconds(refusal)} s."
 
 
-def _counts_tokens(cap: Cap) -> bool:
-    return cap in TOKEN_CAPS.values()
+def _unit(cap: Cap) -> str:
+    """The kind of tokens that a cap counts; empty for one on calls."""
+    return next((unit for unit, caps in _UNITS.items() if cap in caps.values()), "")

@@ -129,8 +129,8 @@ class CallStream:
         now = self._calls.gate.clock()
         try:
             settlement = self._settlement(self._facts)
-            if settlement.tokens is not None:
-                permit.commit_tokens(settlement.tokens, now, settlement.settled)
+            if settlement.charge is not None:
+                permit.commit_tokens(settlement.charge, now, settlement.settled)
         finally:
             permit.release(now)
             self._calls.gate.rearm()

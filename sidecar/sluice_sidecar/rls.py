@@ -19,12 +19,13 @@ from typing import Any, Final, NamedTuple
 
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Refusal
-from sluice.core.limits import DAY, HOUR, MINUTE, REQUEST_CAPS, SECOND, TOKEN_CAPS
+from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api, Shape
+from sluice.usage.settlement import charge_of
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.identity import subject
@@ -43,7 +44,7 @@ _UNITS: Final = {
     HOUR: RateLimitResponse.RateLimit.HOUR,
     DAY: RateLimitResponse.RateLimit.DAY,
 }
-_UNIT_OF_CAP: Final = {caps[length]: unit for length, unit in _UNITS.items() for caps in (REQUEST_CAPS, TOKEN_CAPS)}
+_UNIT_OF_CAP: Final = {caps[length]: unit for length, unit in _UNITS.items() for caps in CAPS_BY_LENGTH}
 """A cap on calls at a time has no unit."""
 
 
@@ -103,7 +104,7 @@ class RateLimitService:
         for permit in permits:
             _describe(response.statuses.add(code=_OK), permit, now)
             if not isinstance(permit.call.detail, CallFacts):
-                permit.commit_tokens(permit.estimate, now)
+                permit.commit_tokens(permit.charge, now)
                 permit.release(now)
             elif permit.lease and lease:
                 raise InvalidRequest("the request asks for two calls: give all its descriptors but one a hits_addend")
@@ -134,10 +135,15 @@ class RateLimitService:
         unit = facts.get("unit")
         if hits is not None or unit is not None:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
-        smallest = min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None)
-        expected = estimate(facts, policy.provider.estimation.default_output_tokens, smallest)
+        expected = estimate(
+            facts,
+            policy.provider.estimation.default_output_tokens,
+            min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None),
+            min((cap for _, limits in applied if (cap := limits.smallest_output_cap) is not None), default=None),
+        )
+        demand = Demand(1, 1, *charge_of(expected.input_tokens, expected.output_tokens))
         shape = policy.provider.profile.shape(facts.get("api", ""))
-        return Call(applied, Demand(1, 1, expected.total), patience, CallFacts(shape, expected))
+        return Call(applied, demand, patience, CallFacts(shape, expected))
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:
@@ -164,18 +170,18 @@ def _describe(status: Any, permit: Permit, now: int) -> None:
     """Fill a status with the enforced cap that has the smallest share left: the one to watch."""
     least, tightest = 2.0, None
     for bucket in permit.buckets:
-        for window in () if bucket.is_shadow else bucket.windows:
-            cap, used = window.request_cap, window.requests
+        for window in () if bucket.is_shadow else bucket.windows + bucket.parts:
+            cap, used = window.first_limit, window.first
             if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
-                least, tightest = share, (bucket, window, REQUEST_CAPS, cap, used)
-            cap, used = window.token_cap, window.tokens
+                least, tightest = share, (bucket, window, 0, cap, used)
+            cap, used = window.second_limit, window.second
             if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
-                least, tightest = share, (bucket, window, TOKEN_CAPS, cap, used)
+                least, tightest = share, (bucket, window, 1, cap, used)
     if tightest is None:
         return
-    bucket, window, caps, cap, used = tightest
+    bucket, window, at, cap, used = tightest
     limit = status.current_limit
-    limit.name = f"{bucket.key.scope}/{caps[window.length]}"
+    limit.name = f"{bucket.key.scope}/{window.caps[at]}"
     limit.requests_per_unit, limit.unit = min(cap, _UINT32), _UNITS[window.length]
     status.limit_remaining = min(max(0, cap - used), _UINT32)
     _fill(status.duration_until_reset, max(0, window.empty_at - now))

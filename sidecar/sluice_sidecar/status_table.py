@@ -13,12 +13,18 @@ Json = Any
 _COLUMNS: Final = {
     Cap.REQUESTS_PER_MINUTE: "RPM",
     Cap.TOKENS_PER_MINUTE: "TPM",
+    Cap.INPUT_TOKENS_PER_MINUTE: "ITPM",
+    Cap.OUTPUT_TOKENS_PER_MINUTE: "OTPM",
     Cap.REQUESTS_PER_HOUR: "RPH",
     Cap.TOKENS_PER_HOUR: "TPH",
+    Cap.INPUT_TOKENS_PER_HOUR: "ITPH",
+    Cap.OUTPUT_TOKENS_PER_HOUR: "OTPH",
     Cap.REQUESTS_PER_DAY: "RPD",
     Cap.TOKENS_PER_DAY: "TPD",
+    Cap.INPUT_TOKENS_PER_DAY: "ITPD",
+    Cap.OUTPUT_TOKENS_PER_DAY: "OTPD",
 }
-"""The minute's are always shown, the others where a bucket has one."""
+"""The first two are always shown, the others where a bucket has one."""
 _ALWAYS: Final = (Cap.REQUESTS_PER_MINUTE, Cap.TOKENS_PER_MINUTE)
 
 

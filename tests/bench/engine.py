@@ -12,7 +12,7 @@ from typing import Final
 
 from bench import machine
 from bench.samples import Part, Stopwatch
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import HOUR, MAX_COUNT, MINUTE, Limits
@@ -29,7 +29,8 @@ SIX_WINDOWS: Final = Limits(
     max_concurrent=MAX_COUNT,
 )
 SUBJECTS: Final = {Scope.USER: "alice", Scope.ORG: "acme", Scope.PROJECT: "web"}
-DEMAND: Final = Demand(slots=1, requests=1, tokens=1000)
+DEMAND: Final = Demand(slots=1, requests=1, tokens=1000, input_tokens=250, output_tokens=750)
+USED: Final = Charge(500, input_tokens=250, output_tokens=250)
 PACE: Final = 300_000
 """Nanoseconds from one call to the next."""
 EVERYBODY: Final = RuleBook((Rule("openai", Scope.USER, SIX_WINDOWS),))
@@ -48,7 +49,7 @@ def decisions(calls: int) -> Iterator[Part]:
             permit = engine.acquire(Call(book.match("openai", SUBJECTS, "gpt-5"), DEMAND), now)
         assert isinstance(permit, Permit)
         with settled:
-            permit.commit_tokens(500, now)
+            permit.commit_tokens(USED, now)
             permit.release(now)
     yield decided.part(DECIDED)
     yield settled.part("engine: commit, release")
@@ -63,7 +64,7 @@ def users() -> Iterator[Part]:
         call = Call(EVERYBODY.match("openai", {Scope.USER: f"user-{k:06d}"}), DEMAND)
         permit = engine.acquire(call, k * PACE)
         assert isinstance(permit, Permit)
-        permit.commit_tokens(500, k * PACE)
+        permit.commit_tokens(USED, k * PACE)
         permit.release(k * PACE)
     gc.collect()
     yield Part(MEMORY, "MB", (machine.resident_bytes() - before) / 1e6)

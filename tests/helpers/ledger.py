@@ -149,13 +149,13 @@ def everything(engine: Engine, now: int) -> dict[str, Any]:
 def _contents(bucket: Bucket) -> dict[str, Any]:
     counted = ("admitted", "committed", "estimated", "refunded", "in_flight", "limits", "max_concurrent")
     queue = None if bucket.queue is None else (tuple(bucket.queue.waiters), tuple(bucket.queue.blocked))
-    windows = {window.length: _slots(window) for window in bucket.windows}
+    windows = {window.caps: _slots(window) for window in (*bucket.windows, *bucket.parts)}
     return {**{name: getattr(bucket, name) for name in counted}, "queue": queue, "windows": windows}
 
 
 def _slots(window: SlidingWindow) -> tuple[int, int, int, int, int, tuple[int, ...]]:
     slots = tuple(window._slots[window._head :])
-    return window.request_cap, window.token_cap, window.requests, window.tokens, window.expires, slots
+    return window.first_limit, window.second_limit, window.first, window.second, window.expires, slots
 
 
 def unsettled(engine: Engine, permits: list[Permit]) -> dict[BucketKey, int]:

@@ -9,59 +9,101 @@ The log knows no slots. Over a period of length W, at any moment, the engine mus
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from sluice.core.buckets import Demand
+from sluice.core.buckets import NOTHING, Bucket, Demand
 from sluice.core.decisions import Refusal
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import BucketKey
-from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Limits, Mode
+from sluice.core.limits import CALL_CAPS, CAPS_BY_LENGTH, PART_CAPS, Cap, Limits, Mode
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.windows import SLOTS
 
+LENGTHS: dict[tuple[Cap, ...], int] = {caps: length for kind in (CALL_CAPS, PART_CAPS) for length, caps in kind.items()}
 
-class Admission:
-    """One admitted call; its tokens change when it is settled."""
 
-    __slots__ = ("at", "requests", "tallies", "tokens")
+class Booking:
+    """Two amounts of one admitted call that are counted together; they change when it is settled."""
 
-    def __init__(self, at: int, requests: int, tokens: int) -> None:
-        self.at, self.requests, self.tokens = at, requests, tokens
+    __slots__ = ("at", "first", "second", "tallies")
+
+    def __init__(self, at: int, first: int, second: int) -> None:
+        self.at, self.first, self.second = at, first, second
         self.tallies: list[Tally] = []
+
+    def amend(self, now: int, first: int, second: int) -> None:
+        """What it is from now on."""
+        for tally in self.tallies:
+            tally.change(self, now, first - self.first, second - self.second)
+        self.first, self.second = first, second
+
+
+class Admission(NamedTuple):
+    """One admitted call: its requests and tokens, and its input tokens and output tokens."""
+
+    calls: Booking
+    parts: Booking
 
 
 class Tally:
-    """The sum of what was admitted within `reach` ns before now, both ends included."""
+    """The sum of what was booked within `reach` ns before now, both ends included."""
 
-    __slots__ = ("admissions", "reach", "requests", "tokens")
+    __slots__ = ("bookings", "first", "reach", "second")
 
     def __init__(self, reach: int) -> None:
         self.reach = reach
-        self.admissions: deque[Admission] = deque()
-        self.requests = self.tokens = 0
+        self.bookings: deque[Booking] = deque()
+        self.first = self.second = 0
 
     def slide(self, now: int) -> None:
-        while self.admissions and self.admissions[0].at < now - self.reach:
-            gone = self.admissions.popleft()
-            self.requests -= gone.requests
-            self.tokens -= gone.tokens
+        while self.bookings and self.bookings[0].at < now - self.reach:
+            gone = self.bookings.popleft()
+            self.first -= gone.first
+            self.second -= gone.second
 
-    def add(self, admission: Admission) -> None:
-        self.admissions.append(admission)
-        self.requests += admission.requests
-        self.tokens += admission.tokens
+    def add(self, booking: Booking) -> None:
+        self.bookings.append(booking)
+        self.first += booking.first
+        self.second += booking.second
 
-    def change(self, admission: Admission, now: int, difference: int) -> None:
+    def change(self, booking: Booking, now: int, first: int, second: int) -> None:
         self.slide(now)
-        if admission.at >= now - self.reach:
-            self.tokens += difference
+        if booking.at >= now - self.reach:
+            self.first += first
+            self.second += second
 
-    def remove(self, admission: Admission, now: int) -> None:
+    def remove(self, booking: Booking, now: int) -> None:
         self.slide(now)
-        if admission in self.admissions:
-            self.admissions.remove(admission)
-            self.requests -= admission.requests
-            self.tokens -= admission.tokens
+        if booking in self.bookings:
+            self.bookings.remove(booking)
+            self.first -= booking.first
+            self.second -= booking.second
+
+
+class Window(NamedTuple):
+    """What a bucket counts over one period, as its limits cap it and as a call asks for it."""
+
+    caps: tuple[Cap, Cap]
+    length: int
+    limits: tuple[int | None, int | None]
+    asked: tuple[int, int]
+
+    def has_room(self, counted: Tally) -> bool:
+        return all(
+            limit is None or used + asked <= limit
+            for limit, used, asked in zip(self.limits, (counted.first, counted.second), self.asked, strict=True)
+        )
+
+
+def windows(limits: Limits, demand: Demand) -> Iterator[Window]:
+    """Every window of a bucket with these limits."""
+    _, requests, tokens, input_tokens, output_tokens = demand
+    for length, *counts in limits.periods:
+        yield Window(CALL_CAPS[length], length, (counts[0], counts[1]), (requests, tokens))
+    for length, *counts in limits.parts:
+        yield Window(PART_CAPS[length], length, (counts[0], counts[1]), (input_tokens, output_tokens))
 
 
 class Oracle:
@@ -74,7 +116,7 @@ class Oracle:
         self.withdrawing: Permit | None = None
         """To be set before the engine is told to: its end is not a release, it never was."""
         self.in_flight: dict[BucketKey, int] = {}
-        self._tallies: dict[tuple[BucketKey, int], tuple[Tally, Tally]] = {}
+        self._tallies: dict[tuple[BucketKey, tuple[Cap, ...]], tuple[Tally, Tally]] = {}
         self._admissions: dict[str, Admission] = {}
         self._limits: dict[BucketKey, Limits] = {}
 
@@ -82,28 +124,32 @@ class Oracle:
 
     def acquired(self, permit: Permit) -> None:
         assert permit.admitted_at == self.now
-        slots, requests, tokens = permit.call.demand
-        admission = self._admissions[permit.lease] = Admission(self.now, requests, tokens)
-        for bucket, windows in zip(permit.buckets, permit.windows, strict=True):
-            key = bucket.key
-            self.in_flight[key] = self.in_flight.get(key, 0) + slots
-            for window in windows:
-                admission.tallies += self._of(key, window.length)
-            self._check_admission(key, slots, {window.length for window in windows}, admission)
+        slots, requests, tokens, input_tokens, output_tokens = permit.call.demand
+        calls = Booking(self.now, requests, tokens)
+        parts = Booking(self.now, input_tokens, output_tokens)
+        self._admissions[permit.lease] = Admission(calls, parts)
+        for bucket in permit.buckets:
+            self.in_flight[bucket.key] = self.in_flight.get(bucket.key, 0) + slots
+            for booking, counting in ((calls, bucket.windows), (parts, bucket.parts)):
+                for window in counting:
+                    tallies = self._of(bucket.key, window.caps)
+                    booking.tallies += tallies
+                    for tally in tallies:
+                        tally.add(booking)
+            self._check_admission(permit, bucket)
 
     def committed(self, permit: Permit) -> None:
-        admission = self._admissions[permit.lease]
-        for tally in admission.tallies:
-            tally.change(admission, self.now, permit.tokens - admission.tokens)
-        admission.tokens = permit.tokens
+        calls, parts = self._admissions[permit.lease]
+        calls.amend(self.now, calls.first, permit.charge.tokens)
+        parts.amend(self.now, permit.charge.input_tokens, permit.charge.output_tokens)
 
     def released(self, permit: Permit) -> None:
         for key in permit.keys:
             self.in_flight[key] -= permit.call.demand.slots
         if permit is self.withdrawing:
-            admission = self._admissions.pop(permit.lease)
-            for tally in admission.tallies:
-                tally.remove(admission, self.now)
+            for booking in self._admissions.pop(permit.lease):
+                for tally in booking.tallies:
+                    tally.remove(booking, self.now)
 
     expired = released
 
@@ -130,21 +176,19 @@ class Oracle:
             cap = limits.max_concurrent
             if cap is not None and demand.slots and self.in_flight.get(key, 0) + demand.slots > cap:
                 return
-            for length, request_cap, token_cap in limits.periods:
-                _, wide = self._of(key, length)
-                if request_cap is not None and wide.requests + demand.requests > request_cap:
-                    return
-                if token_cap is not None and wide.tokens + demand.tokens > token_cap:
+            for window in windows(limits, demand):
+                _, wide = self._of(key, window.caps)
+                if not window.has_room(wide):
                     return
         raise AssertionError(f"room for {call}, but {refusal}")
 
     def fits_at(self, call: Call, then: int) -> bool:
         """True if every window has room for the call at that time, if nothing else happens: by slots, to the ns."""
         return all(
-            self._left(key, length, then, call.demand, request_cap, token_cap)
+            self._left(key, window, then)
             for key, limits in call.applied
             if limits.mode is Mode.ENFORCE
-            for length, request_cap, token_cap in limits.periods
+            for window in windows(limits, call.demand)
         )
 
     def check_state(self) -> None:
@@ -152,11 +196,11 @@ class Oracle:
         snapshot = self.engine.snapshot(self.now)
         for state in snapshot.buckets:
             assert state.in_flight == self.in_flight.get(state.key, 0)
-            for length in REQUEST_CAPS:
-                narrow, wide = self._of(state.key, length)
-                requests, tokens = state.windows.get(REQUEST_CAPS[length]), state.windows.get(TOKEN_CAPS[length])
-                assert requests is None or narrow.requests <= requests.used <= wide.requests, (state, length)
-                assert tokens is None or narrow.tokens <= tokens.used <= wide.tokens, (state, length)
+            for caps in (*CALL_CAPS.values(), *PART_CAPS.values()):
+                narrow, wide = self._of(state.key, caps)
+                first, second = map(state.windows.get, caps)
+                assert first is None or narrow.first <= first.used <= wide.first, (state, caps)
+                assert second is None or narrow.second <= second.used <= wide.second, (state, caps)
 
     def check_waiters(self, waiters: list[Waiter]) -> None:
         """Nobody waits past the deadline or beside room that is there, once the engine has been told of the time."""
@@ -177,23 +221,23 @@ class Oracle:
 
     # -- within --------------------------------------------------------------------------------------------------
 
-    def _of(self, key: BucketKey, length: int) -> tuple[Tally, Tally]:
-        tallies = self._tallies.get((key, length))
+    def _of(self, key: BucketKey, caps: tuple[Cap, ...]) -> tuple[Tally, Tally]:
+        tallies = self._tallies.get((key, caps))
         if tallies is None:
-            tallies = self._tallies[key, length] = Tally(length), Tally(length + length // SLOTS - 1)
+            length = LENGTHS[caps]
+            tallies = self._tallies[key, caps] = Tally(length), Tally(length + length // SLOTS - 1)
         for tally in tallies:
             tally.slide(self.now)
         return tallies
 
-    def _left(
-        self, key: BucketKey, length: int, then: int, demand: Demand, request_cap: int | None, token_cap: int | None
-    ) -> bool:
-        slot = length // SLOTS
-        _, wide = self._of(key, length)
-        counted = [admission for admission in wide.admissions if (admission.at // slot + SLOTS + 1) * slot > then]
-        requests = demand.requests + sum(admission.requests for admission in counted)
-        tokens = demand.tokens + sum(admission.tokens for admission in counted)
-        return (request_cap is None or requests <= request_cap) and (token_cap is None or tokens <= token_cap)
+    def _left(self, key: BucketKey, window: Window, then: int) -> bool:
+        slot = window.length // SLOTS
+        _, wide = self._of(key, window.caps)
+        counted = Tally(window.length)
+        for booking in wide.bookings:
+            if (booking.at // slot + SLOTS + 1) * slot > then:
+                counted.add(booking)
+        return window.has_room(counted)
 
     def _limits_of(self, key: BucketKey) -> Limits:
         limits = self._limits.get(key)
@@ -201,33 +245,31 @@ class Oracle:
             limits = self._limits[key] = self.engine.rules.limits_of(key)
         return limits
 
-    def _check_admission(self, key: BucketKey, slots: int, counted: set[int], admission: Admission) -> None:
-        limits = self._limits_of(key)
+    def _check_admission(self, permit: Permit, bucket: Bucket) -> None:
+        key, limits = bucket.key, self._limits_of(bucket.key)
         enforced = limits.mode is Mode.ENFORCE
-        if enforced and slots and limits.max_concurrent is not None:
+        if enforced and permit.call.demand.slots and limits.max_concurrent is not None:
             assert self.in_flight[key] <= limits.max_concurrent, key
-        for length in counted:
-            for tally in self._of(key, length):
-                tally.add(admission)
-        for length, request_cap, token_cap in limits.periods:
-            assert length in counted, (key, length)
-            narrow, _ = self._of(key, length)
-            if enforced:
-                assert request_cap is None or narrow.requests <= request_cap, (key, length)
-                assert token_cap is None or narrow.tokens <= token_cap, (key, length)
+        counted = {window.caps for window in (*bucket.windows, *bucket.parts)}
+        for window in windows(limits, NOTHING):
+            assert window.caps in counted, (key, window)
+            narrow, _ = self._of(key, window.caps)
+            assert window.has_room(narrow) or not enforced, (key, window)
 
     def _fits(self, key: BucketKey, waiters: list[Waiter]) -> bool:
         """True if the bucket has room for all of them together, as far as it counts now."""
         limits = self._limits_of(key)
         if limits.mode is Mode.SHADOW:
             return True
-        slots, requests, tokens = (sum(amounts) for amounts in zip(*(w.call.demand for w in waiters), strict=True))
+        slots, *asked = (sum(amounts) for amounts in zip(*(w.call.demand for w in waiters), strict=True))
         cap = limits.max_concurrent
         if cap is not None and waiters[-1].call.demand.slots and self.in_flight.get(key, 0) + slots > cap:
             return False
         state = self.engine.current_state(key, self.now)
-        windows = {} if state is None else state.windows
+        windows_of = {} if state is None else state.windows
         return all(
-            window.used + (requests if name in REQUEST_CAPS.values() else tokens) <= window.limit
-            for name, window in windows.items()
+            counted.used + amount <= counted.limit
+            for amount, caps in zip(asked, CAPS_BY_LENGTH, strict=True)
+            for cap in caps.values()
+            if (counted := windows_of.get(cap)) is not None
         )

@@ -26,7 +26,7 @@ from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.entries import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.types import ProviderLimits
 from sluice.core.keys import Scope
-from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
+from sluice.core.limits import CAPS_BY_LENGTH, Cap
 from sluice.errors import InvalidDocument
 from sluice.schema.yamltext import MAX_BYTES, write
 
@@ -364,7 +364,7 @@ async def test_two_entries_alike_are_found_wherever_they_stand(admin: Client, nu
     assert "spec.limits: Invalid value: two entries of a scope are for the same calls" in answer.message
 
 
-@pytest.mark.parametrize("caps", [REQUEST_CAPS, TOKEN_CAPS], ids=["requests", "tokens"])
+@pytest.mark.parametrize("caps", CAPS_BY_LENGTH, ids=["requests", "tokens", "input", "output"])
 @pytest.mark.parametrize("pair", [(0, 1), (1, 2), (0, 2)])
 async def test_caps_out_of_order_are_found_in_every_pair(
     admin: Client, caps: dict[int, Cap], pair: tuple[int, int]

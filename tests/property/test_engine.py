@@ -8,7 +8,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from helpers.ledger import PROVIDER, assert_balanced, everything
 from helpers.oracle import Oracle
-from sluice.core.buckets import Demand
+from sluice.core.buckets import NO_CHARGE, Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import Scope
@@ -27,6 +27,7 @@ JUMPS = sorted(
 
 REQUESTS = st.none() | st.integers(0, 6)
 TOKENS = st.none() | st.integers(20, 150)
+PARTS = st.none() | st.none() | TOKENS
 LIMITS = st.builds(
     Limits,
     requests_per_minute=REQUESTS,
@@ -35,6 +36,12 @@ LIMITS = st.builds(
     tokens_per_minute=TOKENS,
     tokens_per_hour=TOKENS,
     tokens_per_day=TOKENS,
+    input_tokens_per_minute=PARTS,
+    input_tokens_per_hour=PARTS,
+    input_tokens_per_day=PARTS,
+    output_tokens_per_minute=PARTS,
+    output_tokens_per_hour=PARTS,
+    output_tokens_per_day=PARTS,
     max_concurrent=st.none() | st.integers(0, 4),
     max_wait=st.sampled_from((0, 1, SECOND, MINUTE, HOUR)),
     mode=st.sampled_from((Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.SHADOW)),
@@ -65,7 +72,9 @@ class Life(RuleBasedStateMachine):
     @rule(
         user=st.sampled_from(("ann", "bob", "")),
         org=st.sampled_from(("x", "y")),
-        demand=st.builds(Demand, st.sampled_from((1, 1, 1, 0)), st.sampled_from((1, 1, 1, 0, 3)), st.integers(0, 160)),
+        demand=st.builds(
+            Demand, st.sampled_from((1, 1, 1, 0)), st.sampled_from((1, 1, 1, 0, 3)), *[st.integers(0, 160)] * 3
+        ),
         patience=st.sampled_from((NEVER, NEVER, NEVER, MINUTE, 0)),
     )
     def ask(self, user: str, org: str, demand: Demand, patience: int) -> None:
@@ -95,10 +104,10 @@ class Life(RuleBasedStateMachine):
             assert refusal.requested > refusal.limit
 
     @precondition(lambda self: self.permits)
-    @rule(pick=PICK, actual=st.integers(-5, 200), settled=st.sampled_from(Settled))
-    def commit(self, pick: int, actual: int, settled: Settled) -> None:
+    @rule(pick=PICK, actual=st.builds(Charge, *[st.integers(-5, 200)] * 3), settled=st.sampled_from(Settled))
+    def commit(self, pick: int, actual: Charge, settled: Settled) -> None:
         permit = self.permits[pick % len(self.permits)]
-        permit.commit_tokens(0 if settled is Settled.REFUNDED else actual, self.now, settled)
+        permit.commit_tokens(NO_CHARGE if settled is Settled.REFUNDED else actual, self.now, settled)
 
     @precondition(lambda self: self.permits)
     @rule(pick=PICK)

@@ -12,7 +12,7 @@ import pytest
 
 from helpers.ledger import PROVIDER
 from helpers.oracle import Oracle
-from sluice.core.buckets import Demand
+from sluice.core.buckets import NO_CHARGE, Charge, Demand
 from sluice.core.decisions import Refusal
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import Scope
@@ -38,6 +38,10 @@ def some_limits(random: Random, scale: int) -> Limits:
         tokens_per_minute=maybe(500),
         tokens_per_hour=maybe(5_000),
         tokens_per_day=maybe(50_000),
+        input_tokens_per_minute=random.choice((None, maybe(400))),
+        input_tokens_per_hour=random.choice((None, maybe(4_000))),
+        output_tokens_per_minute=random.choice((None, maybe(200))),
+        output_tokens_per_day=random.choice((None, maybe(20_000))),
         max_concurrent=maybe(4),
         max_wait=random.choice((0, 0, 0, SECOND, MINUTE)),
         mode=random.choice((Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.SHADOW)),
@@ -84,8 +88,8 @@ class Crowd:
         random = self.random
         user = random.randrange(6)
         subjects = {Scope.USER: f"user-{user}", Scope.ORG: f"org-{user % 2}"}
-        tokens = random.choice((0, 1, random.randrange(50), random.randrange(200)))
-        call = Call(self.engine.rules.match(PROVIDER, subjects), Demand(1, 1, tokens))
+        demand = Demand(1, 1, *(random.choice((0, 1, random.randrange(50), random.randrange(200))) for _ in range(3)))
+        call = Call(self.engine.rules.match(PROVIDER, subjects), demand)
         alone = self.engine.next_wake == NEVER
         outcome = self.engine.acquire(call, self.now)
         if isinstance(outcome, Waiter):
@@ -124,16 +128,18 @@ class Crowd:
             return  # nobody ever speaks of it again
         self.engine.claim(permit.lease, self.now)
         if ending < 0.25:
-            permit.commit_tokens(0, self.now, Settled.REFUNDED)
+            permit.commit_tokens(NO_CHARGE, self.now, Settled.REFUNDED)
         elif ending < 0.85:
-            permit.commit_tokens(random.randrange(2 * permit.estimate + 1), self.now)
+            permit.commit_tokens(Charge(*(random.randrange(2 * amount + 1) for amount in permit.charge)), self.now)
         permit.release(self.now)
 
     def speak_late(self) -> None:
         """Somebody comes back to a call that has ended long ago."""
         if self.ended:
             permit = self.random.choice(self.ended[-500:])
-            permit.commit_tokens(self.random.randrange(300), self.now, self.random.choice(tuple(Settled)))
+            permit.commit_tokens(
+                Charge(*self.random.choices(range(300), k=3)), self.now, self.random.choice(tuple(Settled))
+            )
             permit.release(self.now)
 
     def give_up(self) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from helpers.ledger import PROVIDER, admitted, assert_balanced
 from helpers.oracle import Oracle
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits
@@ -80,7 +80,7 @@ def test_no_more_calls_than_the_cap_are_ever_in_flight_and_every_slot_comes_back
                 waiters.append(outcome)
             else:
                 permits.append(admitted(outcome))
-                permits[-1].commit_tokens(5, 0)
+                permits[-1].commit_tokens(Charge(5), 0)
                 permits[-1].release(0)
         while waiters:  # whoever holds a slot is on the way to release it
             told = [waiter for waiter in waiters if not waiter.pending and waiter.outcome is not None]

@@ -9,7 +9,7 @@ from typing import Final
 
 from sluice.config.types import SubjectKind
 from sluice.core.keys import Scope
-from sluice.core.limits import MAX_COUNT, MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Mode
+from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MINUTE, Cap, Mode
 from sluice.schema.declare import (
     AlwaysTrue,
     Constraint,
@@ -156,11 +156,11 @@ MATCH: Final = Object(
 
 def _has_a_cap(entry: dict[str, Tree]) -> Iterator[Mistake]:
     if not any(cap in entry for cap in Cap) and is_spelt(entry, ENTRY):
-        yield Mistake("", "limits nothing: set at least one of " + ", ".join(Cap))
+        yield Mistake("", _LIMITS_NOTHING)
 
 
 def _periods_in_order(entry: dict[str, Tree]) -> Iterator[Mistake]:
-    for caps in (REQUEST_CAPS, TOKEN_CAPS):
+    for caps in CAPS_BY_LENGTH:
         counts = [(cap, count) for cap in caps.values() if (count := _count(entry, cap)) is not None]
         for (shorter, count), (longer, bound) in pairwise(counts):
             if count > bound:
@@ -175,7 +175,7 @@ def _waits_for_room(entry: dict[str, Tree]) -> Iterator[Mistake]:
 
 
 def _orders() -> Iterator[Rule]:
-    for caps in (REQUEST_CAPS, TOKEN_CAPS):
+    for caps in CAPS_BY_LENGTH:
         minute, hour, day = caps.values()
         # As `pairwise` has it: the first and the third are neighbours where there is no second.
         for shorter, longer, unless in (
@@ -190,6 +190,9 @@ def _orders() -> Iterator[Rule]:
             )
 
 
+_LIMITS_NOTHING: Final = (
+    "limits nothing: set at least one cap, such as requestsPerMinute, tokensPerDay or maxConcurrent"
+)
 _CLOSED: Final = " || ".join(f"has(self.{cap}) && self.{cap} == 0" for cap in Cap)
 
 
@@ -219,6 +222,16 @@ ENTRY: Final = Object(
         Cap.TOKENS_PER_MINUTE: _cap("Tokens, input and output together, in any 60 seconds.", 90000),
         Cap.TOKENS_PER_HOUR: _cap("Tokens in any 60 minutes.", 1000000),
         Cap.TOKENS_PER_DAY: _cap("Tokens in any 24 hours.", 5000000),
+        Cap.INPUT_TOKENS_PER_MINUTE: _cap(
+            "Input tokens in any 60 seconds, beside or in place of `tokensPerMinute`.", 80000
+        ),
+        Cap.INPUT_TOKENS_PER_HOUR: _cap("Input tokens in any 60 minutes.", 800000),
+        Cap.INPUT_TOKENS_PER_DAY: _cap("Input tokens in any 24 hours.", 4000000),
+        Cap.OUTPUT_TOKENS_PER_MINUTE: _cap(
+            "Output tokens in any 60 seconds, beside or in place of `tokensPerMinute`.", 16000
+        ),
+        Cap.OUTPUT_TOKENS_PER_HOUR: _cap("Output tokens in any 60 minutes.", 160000),
+        Cap.OUTPUT_TOKENS_PER_DAY: _cap("Output tokens in any 24 hours.", 800000),
         Cap.MAX_CONCURRENT: _cap("Calls in flight at the same time.", 3),
         "maxWait": Field(WAIT, "How long a call may wait for room before it is refused.", default="0s", example="10s"),
         "mode": Field(
@@ -231,12 +244,7 @@ ENTRY: Final = Object(
         Constraint(
             "An entry has at least one cap.",
             _has_a_cap,
-            (
-                Rule(
-                    " || ".join(f"has(self.{cap})" for cap in Cap),
-                    "limits nothing: set at least one of " + ", ".join(Cap),
-                ),
-            ),
+            (Rule(" || ".join(f"has(self.{cap})" for cap in Cap), _LIMITS_NOTHING),),
         ),
         Constraint(
             "The cap of a shorter period is not above the cap of a longer one.", _periods_in_order, tuple(_orders())

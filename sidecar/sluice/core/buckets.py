@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from bisect import bisect_left
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey
-from sluice.core.limits import MINUTE, REQUEST_CAPS, TOKEN_CAPS, Cap, Limits, Mode
+from sluice.core.limits import CALL_CAPS, MINUTE, PART_CAPS, Cap, Limits, Mode, Period
 from sluice.core.windows import MAX_AMOUNT, NEVER, SlidingWindow
 
 if TYPE_CHECKING:
@@ -17,25 +18,60 @@ RECENT: Final = 5 * MINUTE
 """Nanoseconds over which what happened lately is counted, for people to see."""
 
 
+class Charge(NamedTuple):
+    """Tokens of one call, as they are booked."""
+
+    tokens: int
+    """As the provider counts them: the parts added up, each with its weight."""
+    input_tokens: int = 0
+    output_tokens: int = 0
+
+    def bounded(self) -> Charge:
+        """Every count from 0 to `MAX_AMOUNT`, whatever a provider has said."""
+        tokens, input_tokens, output_tokens = self
+        if 0 <= tokens <= MAX_AMOUNT and 0 <= input_tokens <= MAX_AMOUNT and 0 <= output_tokens <= MAX_AMOUNT:
+            return self
+        return Charge(*map(_bounded, self))
+
+
+NO_CHARGE: Final = Charge(0)
+
+
 class Demand(NamedTuple):
     """What one call, or several together, ask of a bucket."""
 
     slots: int
     requests: int
     tokens: int
+    input_tokens: int = 0
+    output_tokens: int = 0
 
     def plus(self, other: Demand) -> Demand:
-        return Demand(self.slots + other.slots, self.requests + other.requests, self.tokens + other.tokens)
+        return Demand(
+            self[0] + other[0], self[1] + other[1], self[2] + other[2], self[3] + other[3], self[4] + other[4]
+        )
 
     def minus(self, other: Demand) -> Demand:
-        return Demand(self.slots - other.slots, self.requests - other.requests, self.tokens - other.tokens)
+        return Demand(
+            self[0] - other[0], self[1] - other[1], self[2] - other[2], self[3] - other[3], self[4] - other[4]
+        )
 
     def bounded(self) -> Demand:
         """Every amount from 0 to `MAX_AMOUNT`, whatever a client wrote into its request."""
-        slots, requests, tokens = self
-        if 0 <= slots <= MAX_AMOUNT and 0 <= requests <= MAX_AMOUNT and 0 <= tokens <= MAX_AMOUNT:
+        slots, requests, tokens, input_tokens, output_tokens = self
+        if (
+            0 <= slots <= MAX_AMOUNT
+            and 0 <= requests <= MAX_AMOUNT
+            and 0 <= tokens <= MAX_AMOUNT
+            and 0 <= input_tokens <= MAX_AMOUNT
+            and 0 <= output_tokens <= MAX_AMOUNT
+        ):
             return self
-        return Demand(*(min(max(amount, 0), MAX_AMOUNT) for amount in self))
+        return Demand(*map(_bounded, self))
+
+
+def _bounded(amount: int) -> int:
+    return min(max(amount, 0), MAX_AMOUNT)
 
 
 NOTHING: Final = Demand(0, 0, 0)
@@ -125,6 +161,7 @@ class Bucket:
         "last_refusal",
         "limits",
         "max_concurrent",
+        "parts",
         "queue",
         "recent_refusals",
         "refunded",
@@ -139,6 +176,9 @@ class Bucket:
         self.queue: Queue | None = None
         """None rather than empty: most buckets never have one."""
         self.windows: tuple[SlidingWindow, ...] = ()
+        """They count requests and tokens, one a period."""
+        self.parts: tuple[SlidingWindow, ...] = ()
+        """They count input tokens and output tokens; only where these are capped, so that nobody else pays for them."""
         self.admitted = self.committed = self.estimated = self.refunded = self.rejected = self.would_reject = 0
         self.last_refusal: tuple[int, Refusal] | None = None
         """When, and what; also of a limit in shadow mode."""
@@ -148,14 +188,8 @@ class Bucket:
 
     def apply(self, limits: Limits) -> None:
         """Put new limits in force. A period that was ever capped goes on counting; a newly capped one starts empty."""
-        windows = {window.length: window for window in self.windows}
-        for window in self.windows:
-            window.request_cap = window.token_cap = NEVER
-        for length, request_cap, token_cap in limits.periods:
-            window = windows.get(length) or windows.setdefault(length, SlidingWindow(length))
-            window.request_cap = NEVER if request_cap is None else request_cap
-            window.token_cap = NEVER if token_cap is None else token_cap
-        self.windows = tuple(windows[length] for length in sorted(windows))
+        self.windows = _applied(self.windows, limits.periods, CALL_CAPS)
+        self.parts = _applied(self.parts, limits.parts, PART_CAPS)
         self.limits = limits
         self.max_concurrent = NEVER if limits.max_concurrent is None else limits.max_concurrent
 
@@ -165,23 +199,31 @@ class Bucket:
 
     def admits(self, now: int, demand: Demand) -> bool:
         """True if there is room now for the demand, and nobody waits for this bucket."""
-        slots, requests, tokens = demand
+        slots, requests, tokens, input_tokens, output_tokens = demand
         if self.queue is not None or (slots and self.in_flight + slots > self.max_concurrent):
             return False
         for window in self.windows:
             if now >= window.expires:
                 window.slide(now)
-            if window.requests + requests > window.request_cap or window.tokens + tokens > window.token_cap:
+            if window.first + requests > window.first_limit or window.second + tokens > window.second_limit:
                 return False
+        if self.parts:
+            for window in self.parts:
+                window.slide(now)
+                if not window.has_room(input_tokens, output_tokens):
+                    return False
         return True
 
     def charge(self, now: int, demand: Demand) -> None:
         """Record an admitted call."""
-        slots, requests, tokens = demand
+        slots, requests, tokens, input_tokens, output_tokens = demand
         self.admitted += 1
         self.in_flight += slots
         for window in self.windows:
             window.book(now, requests, tokens)
+        if self.parts:
+            for window in self.parts:
+                window.book(now, input_tokens, output_tokens)
 
     def refuse(self, now: int, refusal: Refusal) -> None:
         """Record that it said no."""
@@ -200,11 +242,17 @@ class Bucket:
             found.append(
                 Obstacle(Cap.MAX_CONCURRENT, self.max_concurrent, self.in_flight, demand.slots, clears, ahead.slots)
             )
+        asked, before = demand[1:3], ahead[1:3]  # requests and tokens
         for window in self.windows:
-            window.slide(now)
-            obstacle = _window_obstacle(window, now, demand, ahead)
+            obstacle = _window_obstacle(window, now, asked, before)
             if obstacle is not None:
                 found.append(obstacle)
+        if self.parts:
+            asked, before = demand[3:], ahead[3:]  # input tokens and output tokens
+            for window in self.parts:
+                obstacle = _window_obstacle(window, now, asked, before)
+                if obstacle is not None:
+                    found.append(obstacle)
         return found
 
     def kept_back(self, ticket: int) -> Demand:
@@ -215,29 +263,45 @@ class Bucket:
         """True if forgetting this bucket changes no decision."""
         if self.in_flight or self.queue is not None:
             return False
-        for window in self.windows:  # noqa: SIM110 - asked of every bucket again and again; a generator takes three times as long
+        for window in self.windows + self.parts:  # noqa: SIM110 - asked of every bucket again and again; a generator takes three times as long
             if window.empty_at > now:
                 return False
         return True
 
 
-def _window_obstacle(window: SlidingWindow, now: int, demand: Demand, ahead: Demand) -> Obstacle | None:
-    requests, tokens = demand.requests + ahead.requests, demand.tokens + ahead.tokens
-    if window.has_room(requests, tokens):
+def _applied(
+    windows: tuple[SlidingWindow, ...], periods: Iterable[Period], caps: Mapping[int, tuple[Cap, Cap]]
+) -> tuple[SlidingWindow, ...]:
+    """The windows of one kind, under the caps of these periods from now on."""
+    known = {window.length: window for window in windows}
+    for window in windows:
+        window.first_limit = window.second_limit = NEVER
+    for length, first, second in periods:
+        window = known.get(length) or known.setdefault(length, SlidingWindow(length, caps[length]))
+        window.first_limit = NEVER if first is None else first
+        window.second_limit = NEVER if second is None else second
+    return tuple(known[length] for length in sorted(known))
+
+
+def _window_obstacle(
+    window: SlidingWindow, now: int, asked: tuple[int, ...], before: tuple[int, ...]
+) -> Obstacle | None:
+    """The cap without room for what is asked and was asked before: two amounts each, in the order of the window's."""
+    window.slide(now)
+    first, second = asked[0] + before[0], asked[1] + before[1]
+    if window.has_room(first, second):
         return None
-    over_tokens = window.tokens + tokens > window.token_cap
-    if demand.requests > window.request_cap or demand.tokens > window.token_cap:
-        over_tokens = demand.tokens > window.token_cap
+    over_second = window.second + second > window.second_limit
+    if asked[0] > window.first_limit or asked[1] > window.second_limit:
+        over_second = asked[1] > window.second_limit
         clears = NEVER
     else:
-        clears = window.fits_at(now, requests, tokens)
+        clears = window.fits_at(now, first, second)
         if clears == NEVER:
             # Those ahead fill a whole period by themselves: not before they have left it again.
             clears = now + window.length
-        elif over_tokens and window.fits_at(now, requests, 0) == clears != window.fits_at(now, 0, tokens):
-            over_tokens = False  # both are over, and it is the requests that hold longer
-    if over_tokens:
-        return Obstacle(TOKEN_CAPS[window.length], window.token_cap, window.tokens, demand.tokens, clears, ahead.tokens)
-    return Obstacle(
-        REQUEST_CAPS[window.length], window.request_cap, window.requests, demand.requests, clears, ahead.requests
-    )
+        elif over_second and window.fits_at(now, first, 0) == clears != window.fits_at(now, 0, second):
+            over_second = False  # both are over, and it is the first that holds longer
+    limits, counted = (window.first_limit, window.second_limit), (window.first, window.second)
+    at = int(over_second)
+    return Obstacle(window.caps[at], limits[at], counted[at], asked[at], clears, before[at])

@@ -34,16 +34,16 @@ from itertools import takewhile
 from threading import RLock
 from typing import Final
 
-from sluice.core.buckets import Bucket, Obstacle, Queue
+from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle, Queue
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
-from sluice.core.ledger import count_settled
+from sluice.core.ledger import count_settled, rebook
 from sluice.core.limits import MINUTE, SECOND, Limits
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Summary, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
-from sluice.core.windows import MAX_AMOUNT, NEVER
+from sluice.core.windows import NEVER
 
 SWEEP: Final = 250
 """Buckets looked at for idleness each time the engine is told of time: some 100 µs."""
@@ -139,9 +139,9 @@ class Engine:
                 bucket.in_flight -= demand.slots
             for windows in permit.windows:
                 for window in windows:
-                    window.amend(permit.admitted_at, -demand.requests, -permit.tokens)
+                    window.amend(permit.admitted_at, -demand.requests, 0)
+            rebook(permit, NO_CHARGE)
             self._in_flight -= demand.slots
-            permit.tokens = 0
             self._telemetry.released(permit)
             self._pump(permit.buckets, now)
 
@@ -155,22 +155,18 @@ class Engine:
             self._advance_clock(now)
             return self._unclaimed.pop(lease, None) or self._expired.pop(lease, None)
 
-    def commit(self, permit: Permit, actual: int, now: int, settled: Settled = Settled.COMMITTED) -> bool:
+    def commit(self, permit: Permit, actual: Charge, now: int, settled: Settled = Settled.COMMITTED) -> bool:
         """See `Permit.commit_tokens`."""
         with self._lock:
             now = self._advance_clock(now)
             if not permit.buckets or permit.settled in _FINAL or permit.settled is settled:
                 return False
-            actual = min(max(actual, 0), MAX_AMOUNT)
             count_settled(self._totals, permit, -1)
-            difference, permit.tokens, permit.settled = actual - permit.tokens, actual, settled
+            is_lower = rebook(permit, actual.bounded())
+            permit.settled = settled
             count_settled(self._totals, permit, 1)
-            if difference:
-                for windows in permit.windows:
-                    for window in windows:
-                        window.amend(permit.admitted_at, 0, difference)
             self._telemetry.committed(permit)
-            if difference < 0:
+            if is_lower:
                 self._pump(permit.buckets, now)
             return True
 

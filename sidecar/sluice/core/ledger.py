@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from sluice.core.buckets import Charge
 from sluice.core.permits import Permit, Settled
 from sluice.core.states import Totals
 
@@ -23,3 +24,20 @@ def count_settled(totals: Totals, permit: Permit, sign: int) -> None:
         totals.refunded += sign
         for bucket in permit.buckets:
             bucket.refunded += sign
+
+
+def rebook(permit: Permit, actual: Charge) -> bool:
+    """Replace what is booked for a permit, where it is booked. True if that makes room somewhere."""
+    difference = actual.tokens - permit.tokens
+    if difference:
+        for windows in permit.windows:
+            for window in windows:
+                window.amend(permit.admitted_at, 0, difference)
+    is_lower = difference < 0
+    if permit.parts:
+        of_input, of_output = actual.input_tokens - permit.input_tokens, actual.output_tokens - permit.output_tokens
+        for window in permit.parts:
+            window.amend(permit.admitted_at, of_input, of_output)
+        is_lower = is_lower or of_input < 0 or of_output < 0
+    permit.tokens, permit.input_tokens, permit.output_tokens = actual
+    return is_lower

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from enum import StrEnum
 from typing import TYPE_CHECKING, NamedTuple
 
-from sluice.core.buckets import Bucket, Demand
+from sluice.core.buckets import Bucket, Charge, Demand
 from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey
 from sluice.core.rules import Applied
-from sluice.core.windows import NEVER
+from sluice.core.windows import NEVER, SlidingWindow
 
 if TYPE_CHECKING:
     from sluice.core.engine import Engine
@@ -47,8 +47,8 @@ class Permit:
     A permit without buckets (nothing limits the call) is inert: it does nothing, and costs nothing.
     """
 
-    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "lease", "released", "settled",
-                 "tokens", "waited", "windows")  # fmt: skip
+    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "input_tokens", "lease",
+                 "output_tokens", "parts", "released", "settled", "tokens", "waited", "windows")  # fmt: skip
 
     def __init__(
         self, engine: Engine, lease: str, call: Call, buckets: tuple[Bucket, ...], admitted_at: int, waited: int
@@ -60,13 +60,18 @@ class Permit:
         self.buckets = buckets
         self.windows = tuple([bucket.windows for bucket in buckets])
         """Where it is booked. A window that a swap of limits adds later knows nothing of this call."""
+        self.parts: tuple[SlidingWindow, ...] = ()
+        """Likewise, of all buckets together: where its input and its output are booked."""
+        for bucket in buckets:
+            if bucket.parts:
+                self.parts += bucket.parts
         self.admitted_at = admitted_at
         self.waited = waited
         """Nanoseconds it queued."""
         self.deadline = 0
-        self.estimate = call.demand.tokens
-        self.tokens = call.demand.tokens
+        _, _, self.tokens, self.input_tokens, self.output_tokens = call.demand
         """What is booked for it now: the estimate until it is settled."""
+        self.estimate = self.tokens
         self.settled: Settled | None = None
         self.released = False
 
@@ -74,8 +79,13 @@ class Permit:
     def keys(self) -> tuple[BucketKey, ...]:
         return tuple(bucket.key for bucket in self.buckets)
 
-    def commit_tokens(self, actual: int, now: int, settled: Settled = Settled.COMMITTED) -> bool:
-        """Replace the estimate by `actual` tokens (0 to `MAX_AMOUNT`), booked where the estimate was.
+    @property
+    def charge(self) -> Charge:
+        """What is booked for it now, with its parts."""
+        return Charge(self.tokens, self.input_tokens, self.output_tokens)
+
+    def commit_tokens(self, actual: Charge, now: int, settled: Settled = Settled.COMMITTED) -> bool:
+        """Replace the estimate by the `actual` tokens (each 0 to `MAX_AMOUNT`), booked where the estimate was.
 
         True if this call settled it; False if it was settled before, and nothing has changed. An estimate that
         stands, also because the permit was released unsettled, is still replaced by what the provider said.

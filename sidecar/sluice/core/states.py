@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from sluice.core.buckets import Bucket
 from sluice.core.decisions import Reason
 from sluice.core.keys import BucketKey
-from sluice.core.limits import REQUEST_CAPS, TOKEN_CAPS, Cap
+from sluice.core.limits import Cap
 from sluice.core.windows import NEVER, SlidingWindow
 
 
@@ -97,13 +97,14 @@ class Snapshot(Summary):
 def picture(bucket: Bucket, now: int) -> BucketState:
     """The state of a bucket at `now`."""
     windows: dict[Cap, WindowState] = {}
-    for window in bucket.windows:
+    for window in bucket.windows + bucket.parts:
         window.slide(now)
         reset = max(0, window.empty_at - now)
-        if window.request_cap != NEVER:
-            windows[REQUEST_CAPS[window.length]] = WindowState(window.request_cap, window.requests, reset)
-        if window.token_cap != NEVER:
-            windows[TOKEN_CAPS[window.length]] = WindowState(window.token_cap, window.tokens, reset)
+        for cap, limit, used in zip(
+            window.caps, (window.first_limit, window.second_limit), (window.first, window.second), strict=True
+        ):
+            if limit != NEVER:
+                windows[cap] = WindowState(limit, used, reset)
     last = None
     if bucket.last_refusal is not None:
         at, refusal = bucket.last_refusal
@@ -129,4 +130,4 @@ def _count(calls: SlidingWindow | None, now: int) -> int:
     if calls is None:
         return 0
     calls.slide(now)
-    return calls.requests
+    return calls.first

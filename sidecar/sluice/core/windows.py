@@ -1,4 +1,4 @@
-"""A sliding count of requests and tokens over one period.
+"""A sliding count of two amounts over one period: requests and tokens, or input tokens and output tokens.
 
 Theory of operation
     A period of length W is cut into 60 slots of W/60, aligned to the time axis. What is admitted at time t is booked
@@ -8,7 +8,7 @@ Theory of operation
     Bound: what counts at t covers everything admitted in [t-W, t]. A window never admits more than an exact log over
     any closed interval of length W, and gives capacity back at most W/60 late.
 
-    Slots are kept sparsely, in time order, three integers each (slot number, requests, tokens) in one flat array:
+    Slots are kept sparsely, in time order, three integers each (slot number, first, second) in one flat array:
     a caller seen once costs one slot, a busy one 61. The totals are kept beside them, so that a check is two
     additions. Time moves forward only; the engine sees to that.
 """
@@ -18,36 +18,41 @@ from __future__ import annotations
 from array import array
 from typing import Final
 
+from sluice.core.limits import Cap
+
 SLOTS: Final = 60
 NEVER: Final = 2**63 - 1
 """A time that does not come."""
 MAX_AMOUNT: Final = 2**36
-"""The most tokens or requests that one call can count for: 2**27 such calls in one slot still fit 64 bits."""
+"""The most of anything that one call can count for: 2**27 such calls in one slot still fit 64 bits."""
 
 _STRIDE: Final = 3
 
 
 class SlidingWindow:
-    """Requests and tokens of one bucket over one period. Not thread-safe; times are in ns and never decrease."""
+    """Two amounts of one bucket over one period. Not thread-safe; times are in ns and never decrease."""
 
     __slots__ = (
         "_head",
         "_slot_length",
         "_slots",
+        "caps",
         "expires",
+        "first",
+        "first_limit",
         "length",
-        "request_cap",
-        "requests",
-        "token_cap",
-        "tokens",
+        "second",
+        "second_limit",
     )
 
-    def __init__(self, length: int) -> None:
+    def __init__(self, length: int, caps: tuple[Cap, ...] = ()) -> None:
         self.length = length
-        self.request_cap = NEVER
-        self.token_cap = NEVER
-        self.requests = 0
-        self.tokens = 0
+        self.caps = caps
+        """The names of the caps on the first amount and on the second; empty if nothing is ever capped."""
+        self.first_limit = NEVER
+        self.second_limit = NEVER
+        self.first = 0
+        self.second = 0
         self.expires = NEVER
         """When the oldest slot leaves; `slide` has nothing to do before that."""
         self._slot_length = length // SLOTS
@@ -61,8 +66,8 @@ class SlidingWindow:
         slots, head, end = self._slots, self._head, len(self._slots)
         oldest = now // self._slot_length - SLOTS
         while head < end and slots[head] < oldest:
-            self.requests -= slots[head + 1]
-            self.tokens -= slots[head + 2]
+            self.first -= slots[head + 1]
+            self.second -= slots[head + 2]
             head += _STRIDE
         if head == end:
             self._slots, self._head, self.expires = array("q"), 0, NEVER
@@ -73,27 +78,27 @@ class SlidingWindow:
             head = 0
         self._head = head
 
-    def has_room(self, requests: int, tokens: int) -> bool:
+    def has_room(self, first: int, second: int) -> bool:
         """True if that much more stays within the caps. Call `slide` first."""
-        return self.requests + requests <= self.request_cap and self.tokens + tokens <= self.token_cap
+        return self.first + first <= self.first_limit and self.second + second <= self.second_limit
 
-    def book(self, now: int, requests: int, tokens: int) -> None:
+    def book(self, now: int, first: int, second: int) -> None:
         """Count a call in the slot of `now`."""
         slots = self._slots
         slot = now // self._slot_length
         if slots and slots[-_STRIDE] == slot:
-            slots[-2] += requests
-            slots[-1] += tokens
+            slots[-2] += first
+            slots[-1] += second
         else:
             slots.append(slot)
-            slots.append(requests)
-            slots.append(tokens)
+            slots.append(first)
+            slots.append(second)
             if self.expires == NEVER:
                 self.expires = self._leaves(slot)
-        self.requests += requests
-        self.tokens += tokens
+        self.first += first
+        self.second += second
 
-    def amend(self, booked_at: int, requests: int, tokens: int) -> bool:
+    def amend(self, booked_at: int, first: int, second: int) -> bool:
         """Change what was booked at `booked_at` by these differences. False if that slot has left already."""
         slots, head = self._slots, self._head
         slot = booked_at // self._slot_length
@@ -102,26 +107,26 @@ class SlidingWindow:
             at -= _STRIDE
         if at < head or slots[at] != slot:
             return False
-        slots[at + 1] += requests
-        slots[at + 2] += tokens
-        self.requests += requests
-        self.tokens += tokens
+        slots[at + 1] += first
+        slots[at + 2] += second
+        self.first += first
+        self.second += second
         return True
 
-    def fits_at(self, now: int, requests: int, tokens: int) -> int:
+    def fits_at(self, now: int, first: int, second: int) -> int:
         """The first time at which that much more stays within the caps, if nothing else is booked meanwhile.
 
         `now` if it fits already; `NEVER` if it is more than a cap allows at all. Call `slide` first.
         """
-        if requests > self.request_cap or tokens > self.token_cap:
+        if first > self.first_limit or second > self.second_limit:
             return NEVER
-        spare_requests = self.request_cap - self.requests - requests
-        spare_tokens = self.token_cap - self.tokens - tokens
+        spare_first = self.first_limit - self.first - first
+        spare_second = self.second_limit - self.second - second
         fits = now
         slots, at = self._slots, self._head
-        while spare_requests < 0 or spare_tokens < 0:
-            spare_requests += slots[at + 1]
-            spare_tokens += slots[at + 2]
+        while spare_first < 0 or spare_second < 0:
+            spare_first += slots[at + 1]
+            spare_second += slots[at + 2]
             fits = self._leaves(slots[at])
             at += _STRIDE
         return fits

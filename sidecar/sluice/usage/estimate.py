@@ -2,9 +2,10 @@
 
 Input is the body's size over `BYTES_PER_TOKEN`. Output is the largest cap the request sets on it, times the number of
 answers it asks for. A request that sets no cap is expected to produce a default, lowered where the call meets a small
-token cap: so far that input and output together stay within a quarter of that cap, but never below 1. Nothing else
-is lowered: a declared cap is the caller's word, and an input is there whatever its size. So a call can be too large
-for ever by its own input or its own word, never by our default, and a few that declare nothing fit side by side.
+token cap: so far that input and output together stay within a quarter of that cap, or the output alone within a
+quarter of a cap on output, but never below 1. Nothing else is lowered: a declared cap is the caller's word, and an
+input is there whatever its size. So a call can be too large for ever by its own input or its own word, never by our
+default, and a few that declare nothing fit side by side.
 """
 
 from __future__ import annotations
@@ -49,12 +50,14 @@ def estimate(
     facts: Mapping[str, str],
     default_output_tokens: int = DEFAULT_OUTPUT_TOKENS,
     smallest_cap: int | None = None,
+    smallest_output_cap: int | None = None,
 ) -> Estimate:
     """Judge a call by the facts of its request, as the entries of the descriptor spell them.
 
     `facts` may hold `bytes`, any of `OUTPUT_CAPS`, and `n`; everything else is ignored. The texts come from the caller:
     one that is no number, is negative or has more than 20 digits declares nothing, and so does an output cap of 0.
-    `smallest_cap` is the smallest token cap the call meets, None where it meets none.
+    `smallest_cap` is the smallest token cap the call meets, `smallest_output_cap` the smallest on output alone; None
+    where it meets none.
     """
     size = _number(facts.get("bytes"))
     input_tokens = -(-size // BYTES_PER_TOKEN)
@@ -66,6 +69,8 @@ def estimate(
     if smallest_cap is not None:
         room = smallest_cap // UNDECLARED_SHARE - input_tokens
         output_tokens = min(output_tokens, max(1, room))
+    if smallest_output_cap is not None:
+        output_tokens = min(output_tokens, max(1, smallest_output_cap // UNDECLARED_SHARE))
     return Estimate(input_tokens, output_tokens, declared=False)
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Final, NamedTuple
 
+from sluice.core.buckets import NO_CHARGE, Charge
 from sluice.core.limits import MAX_COUNT
 from sluice.core.permits import Settled
 from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
@@ -23,8 +24,8 @@ THROTTLED_STATUSES: Final = frozenset({429, 529})
 class Settlement(NamedTuple):
     """The charge that ends a call."""
 
-    tokens: int | None
-    """What replaces the estimate, from 0 to `MAX_COUNT`; None if the estimate stands."""
+    charge: Charge | None
+    """What replaces the estimate, each count from 0 to `MAX_COUNT`; None if the estimate stands."""
     settled: Settled
 
 
@@ -42,18 +43,42 @@ def settle(
     like 2xx, for what would have followed it may have cost tokens. `complete` says that the response came to its end
     and was not broken off. `seen_output` is the number of characters of output that were seen.
 
-    A call that was broken off is charged what was seen of it, at least its input, for providers bill that too.
     A usage that is not partial is the provider's last word, so it is committed even if the client left after it.
-    A partial one never lowers the charge: the estimate stands unless the part that is known exceeds it. What was seen
-    is not bounded by the estimate, which may have been too low.
+    Without one, input and output are charged apart, and both are added up. The input is the larger of its estimate and
+    of what was told. So is the output of a call that is complete: a partial usage never lowers the charge. A call that
+    was broken off is charged the output that was told or seen, for providers bill that too; it is never free. What was
+    seen is not bounded by the estimate, which may have been too low.
     """
     if status is not None and status >= FIRST_REFUNDED_STATUS:
-        return Settlement(0, Settled.REFUNDED)
+        return Settlement(NO_CHARGE, Settled.REFUNDED)
+    told = (0, 0) if usage is None else _parts(usage, estimate)
     if usage is not None and not usage.partial:
-        return Settlement(usage.total, Settled.COMMITTED)
-    told = usage.total if usage is not None else 0
-    shown = estimate.input_tokens - (-seen_output // BYTES_PER_TOKEN)
-    seen = min(max(told, shown, 1), MAX_COUNT)
-    if not complete:
-        return Settlement(seen, Settled.ESTIMATED)
-    return Settlement(seen if seen > estimate.total else None, Settled.ESTIMATED)
+        return Settlement(charge_of(*told), Settled.COMMITTED)
+    seen = max(told[1], -(-seen_output // BYTES_PER_TOKEN))
+    if complete:
+        least = max(told[0], estimate.input_tokens), max(seen, estimate.output_tokens)
+        stands = least == (estimate.input_tokens, estimate.output_tokens)
+        return Settlement(None if stands else charge_of(*least), Settled.ESTIMATED)
+    least_input = 0 if seen else 1
+    return Settlement(charge_of(max(told[0], estimate.input_tokens, least_input), seen), Settled.ESTIMATED)
+
+
+def charge_of(input_tokens: int, output_tokens: int) -> Charge:
+    """What so much input and output cost together, at admission and in the end."""
+    return Charge(
+        min(input_tokens + output_tokens, MAX_COUNT), min(input_tokens, MAX_COUNT), min(output_tokens, MAX_COUNT)
+    )
+
+
+def _parts(usage: Usage, estimate: Estimate) -> tuple[int, int]:
+    """Input and output of a usage. One that was not told is what is left of the provider's sum.
+
+    Where the sum is all that was told, the input is taken to be what was expected.
+    """
+    input_tokens, output_tokens = usage.input_tokens, usage.output_tokens
+    if input_tokens is None:
+        rest = max(0, usage.total - (output_tokens or 0))
+        input_tokens = min(estimate.input_tokens, rest) if output_tokens is None else rest
+    if output_tokens is None:
+        output_tokens = max(0, usage.total - input_tokens)
+    return input_tokens, output_tokens

@@ -86,7 +86,15 @@ def test_every_field_arrives_where_it_belongs() -> None:
                 SubjectSource(SubjectKind.HEADER, "x-user-id"),
                 ("alice", "team-*", "[odd]?"),
                 ("gpt-5*",),
-                Limits(60, 1000, 10_000, 90_000, 1_000_000, 2**53 - 1, 3, 5 * MINUTE, Mode.SHADOW),
+                Limits(
+                    *(60, 1000, 10_000),
+                    *(90_000, 1_000_000, 2**53 - 1),
+                    *(80_000, 800_000, 4_000_000),
+                    *(16_000, 160_000, 800_000),
+                    max_concurrent=3,
+                    max_wait=5 * MINUTE,
+                    mode=Mode.SHADOW,
+                ),
             ),
             LimitEntry(
                 Scope.ORG,

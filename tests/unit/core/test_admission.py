@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.ledger import PROVIDER, Gate, assert_balanced, everything, org, project, user
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import OVERFLOW, BucketKey, Scope
@@ -44,7 +44,7 @@ def tokens_per(length: int, cap: int) -> Limits:
 def test_absent_and_unset_limits_admit_at_once_with_an_inert_permit(rules: tuple[Rule, ...]) -> None:
     gate = Gate(*rules)
     permit = gate.admit(0, tokens=10**9)
-    assert not permit.commit_tokens(5, 1)
+    assert not permit.commit_tokens(Charge(5), 1)
     assert not permit.release(1)
     assert permit.keys == ()
     assert permit.lease == ""
@@ -449,7 +449,7 @@ def test_a_clock_that_steps_back_stops_time_and_breaks_nothing(step: int) -> Non
     assert second.admitted_at == start
     assert gate.refuse(start - step).reason is Reason.NO_FREE_SLOT
     for permit in (first, second):
-        assert permit.commit_tokens(3, start - step)
+        assert permit.commit_tokens(Charge(3), start - step)
         assert permit.release(start - step)
     assert gate.refuse(start + 61 * SECOND - 1 - start % SECOND).reason is Reason.WOULD_EXCEED
     gate.admit(start + 61 * SECOND)
@@ -469,7 +469,7 @@ def test_a_clock_that_jumps_far_ahead_empties_every_window() -> None:
 def test_the_state_of_a_bucket_tells_used_remaining_and_reset() -> None:
     gate = Gate(user(limits=Limits(requests_per_minute=3, tokens_per_hour=100, max_concurrent=7)))
     gate.admit(0, tokens=60)
-    gate.admit(2 * SECOND, tokens=10).commit_tokens(60, 2 * SECOND)
+    gate.admit(2 * SECOND, tokens=10).commit_tokens(Charge(60), 2 * SECOND)
     state = gate.engine.current_state(ALICE, 3 * SECOND)
     assert state is not None
     assert (state.in_flight, state.max_concurrent, state.queued) == (2, 7, 0)

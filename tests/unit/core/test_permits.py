@@ -7,6 +7,7 @@ from itertools import permutations
 import pytest
 
 from helpers.ledger import Gate, assert_balanced, everything, org, user
+from sluice.core.buckets import Charge
 from sluice.core.engine import REMEMBERED, EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import DAY, HOUR, MINUTE, SECOND, Cap, Limits
@@ -33,7 +34,7 @@ def test_a_commit_replaces_the_estimate_in_every_window_of_every_bucket(actual: 
     gate = Gate(user(limits=EVERY_CAP), org(limits=EVERY_CAP))
     gate.admit(0, tokens=7)
     permit = gate.admit(0, tokens=100)
-    assert permit.commit_tokens(actual, 1)
+    assert permit.commit_tokens(Charge(actual), 1)
     assert tokens_used(gate, 1) == tokens_used(gate, 1, Scope.ORG, "acme") == (7 + actual,) * 3
     assert gate.used(1, Cap.REQUESTS_PER_MINUTE) == 2
     assert (permit.estimate, permit.tokens, permit.settled) == (100, actual, Settled.COMMITTED)
@@ -43,7 +44,7 @@ def test_a_late_commit_is_booked_where_the_estimate_was_and_leaves_with_it() -> 
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
     gate.admit(30 * SECOND, tokens=50)
-    permit.commit_tokens(20, 59 * SECOND)
+    permit.commit_tokens(Charge(20), 59 * SECOND)
     assert tokens_used(gate, 61 * SECOND - 1) == (70, 70, 70)
     assert tokens_used(gate, 61 * SECOND) == (50, 70, 70)
 
@@ -51,9 +52,9 @@ def test_a_late_commit_is_booked_where_the_estimate_was_and_leaves_with_it() -> 
 def test_a_commit_after_the_slot_left_one_window_still_corrects_the_longer_ones() -> None:
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
-    permit.commit_tokens(300, 2 * MINUTE)
+    permit.commit_tokens(Charge(300), 2 * MINUTE)
     assert tokens_used(gate, 2 * MINUTE) == (0, 300, 300)
-    gate.admit(2 * HOUR, tokens=1).commit_tokens(2, 2 * HOUR)
+    gate.admit(2 * HOUR, tokens=1).commit_tokens(Charge(2), 2 * HOUR)
     assert tokens_used(gate, 2 * HOUR) == (2, 2, 302)
 
 
@@ -61,7 +62,7 @@ def test_a_commit_after_every_window_forgot_the_call_changes_no_window() -> None
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
     gate.admit(2 * DAY, tokens=10)
-    assert permit.commit_tokens(500, 2 * DAY)
+    assert permit.commit_tokens(Charge(500), 2 * DAY)
     assert tokens_used(gate, 2 * DAY) == (10, 10, 10)
     assert gate.engine.summary().totals.committed_tokens == 500
 
@@ -69,10 +70,10 @@ def test_a_commit_after_every_window_forgot_the_call_changes_no_window() -> None
 def test_only_the_first_commit_counts() -> None:
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
-    assert permit.commit_tokens(40, 1)
-    assert not permit.commit_tokens(70, 2)
-    assert not permit.commit_tokens(0, 3, Settled.REFUNDED)
-    assert not permit.commit_tokens(80, 4, Settled.ESTIMATED)
+    assert permit.commit_tokens(Charge(40), 1)
+    assert not permit.commit_tokens(Charge(70), 2)
+    assert not permit.commit_tokens(Charge(0), 3, Settled.REFUNDED)
+    assert not permit.commit_tokens(Charge(80), 4, Settled.ESTIMATED)
     assert tokens_used(gate, 4) == (40, 40, 40)
     assert gate.engine.summary().totals.committed_tokens == 40
 
@@ -82,13 +83,13 @@ def test_only_the_first_commit_counts() -> None:
 )
 def test_an_absurd_usage_is_bounded(actual: int, booked: int) -> None:
     gate = Gate(user(limits=EVERY_CAP))
-    gate.admit(0, tokens=100).commit_tokens(actual, 0)
+    gate.admit(0, tokens=100).commit_tokens(Charge(actual), 0)
     assert tokens_used(gate, 0) == (booked, booked, booked)
 
 
 def test_more_than_was_reserved_is_charged_past_the_cap_and_holds_up_the_next() -> None:
     gate = Gate(user(limits=Limits(tokens_per_minute=100)))
-    gate.admit(0, tokens=10).commit_tokens(150, 0)
+    gate.admit(0, tokens=10).commit_tokens(Charge(150), 0)
     assert gate.used(0, Cap.TOKENS_PER_MINUTE) == 150
     assert gate.refuse(0, tokens=1).used == 150
 
@@ -97,14 +98,14 @@ def test_less_than_was_reserved_makes_room_at_once() -> None:
     gate = Gate(user(limits=Limits(tokens_per_minute=100)))
     permit = gate.admit(0, tokens=100)
     gate.refuse(0, tokens=40)
-    permit.commit_tokens(60, 0)
+    permit.commit_tokens(Charge(60), 0)
     gate.admit(0, tokens=40)
 
 
 def test_a_refund_gives_the_tokens_back_and_leaves_the_request() -> None:
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
-    assert permit.commit_tokens(0, 1, Settled.REFUNDED)
+    assert permit.commit_tokens(Charge(0), 1, Settled.REFUNDED)
     assert tokens_used(gate, 1) == (0, 0, 0)
     assert gate.used(1, Cap.REQUESTS_PER_DAY) == 1
     totals = gate.engine.summary().totals
@@ -115,11 +116,11 @@ def test_a_refund_gives_the_tokens_back_and_leaves_the_request() -> None:
 def test_a_better_estimate_replaces_the_first_and_the_providers_word_replaces_both() -> None:
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
-    assert permit.commit_tokens(30, 1, Settled.ESTIMATED)
-    assert not permit.commit_tokens(50, 1, Settled.ESTIMATED)
+    assert permit.commit_tokens(Charge(30), 1, Settled.ESTIMATED)
+    assert not permit.commit_tokens(Charge(50), 1, Settled.ESTIMATED)
     totals = gate.engine.summary().totals
     assert (totals.estimated, totals.estimated_tokens) == (1, 30)
-    assert permit.commit_tokens(45, 2)
+    assert permit.commit_tokens(Charge(45), 2)
     assert tokens_used(gate, 2) == (45, 45, 45)
     totals = gate.engine.summary().totals
     assert (totals.estimated, totals.estimated_tokens, totals.committed, totals.committed_tokens) == (0, 0, 1, 45)
@@ -163,7 +164,7 @@ def live_through(order: tuple[str, ...]) -> None:
     settled = freed = given = 0
     for event in order:
         if event.startswith("commit"):
-            settled += permit.commit_tokens(40 if event == "commit" else 60, now)
+            settled += permit.commit_tokens(Charge(40 if event == "commit" else 60), now)
         elif event.startswith("release"):
             freed += permit.release(now)
         elif event == "expire":
@@ -223,7 +224,7 @@ def test_a_late_claim_settles_an_expired_permit() -> None:
     permit = gate.admit(0, tokens=100)
     gate.engine.advance(LEASE)
     assert gate.engine.claim(permit.lease, LEASE + 1) is permit
-    assert permit.commit_tokens(33, LEASE + 2)
+    assert permit.commit_tokens(Charge(33), LEASE + 2)
     assert not permit.release(LEASE + 3)
     assert tokens_used(gate, LEASE + 3) == (33, 33, 33)
     assert_balanced(gate.engine, [permit], LEASE + 3)
@@ -256,7 +257,7 @@ def test_a_permit_that_has_ended_or_begun_to_settle_cannot_be_withdrawn(ending: 
     if ending == "release":
         permit.release(0)
     elif ending == "commit":
-        permit.commit_tokens(40, 0)
+        permit.commit_tokens(Charge(40), 0)
     elif ending == "withdraw":
         gate.engine.withdraw(permit, 0)
     else:
@@ -270,7 +271,7 @@ def test_a_withdrawn_permit_can_be_neither_committed_nor_released() -> None:
     gate = Gate(user(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=100)
     gate.engine.withdraw(permit, 0)
-    assert not permit.commit_tokens(50, 0)
+    assert not permit.commit_tokens(Charge(50), 0)
     assert not permit.release(0)
     assert tokens_used(gate, 0) == (0, 0, 0)
     assert gate.in_flight(0) == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.ledger import Gate, admitted, assert_balanced, everything, org, refused, user
+from sluice.core.buckets import Charge
 from sluice.core.decisions import Reason
 from sluice.core.engine import EngineSettings
 from sluice.core.limits import HOUR, MINUTE, SECOND, Cap, Limits, Mode
@@ -81,7 +82,7 @@ def test_a_cap_that_was_added_after_the_admission_knows_nothing_of_that_call(act
     old = gate.admit(0, tokens=100)
     gate.swap(0, user(limits=Limits(tokens_per_minute=1000, tokens_per_hour=1000)))
     gate.admit(0, tokens=30)
-    old.commit_tokens(actual, 1)
+    old.commit_tokens(Charge(actual), 1)
     assert (gate.used(1, Cap.TOKENS_PER_MINUTE), gate.used(1, Cap.TOKENS_PER_HOUR)) == (30 + actual, 30)
 
 
@@ -99,7 +100,7 @@ def test_permits_end_as_ever_after_their_limit_is_gone() -> None:
     gate = Gate(user(limits=Limits(max_concurrent=2, tokens_per_minute=100)))
     permits = [gate.admit(0, tokens=50) for _ in range(2)]
     gate.swap(1)
-    assert permits[0].commit_tokens(10, 2)
+    assert permits[0].commit_tokens(Charge(10), 2)
     assert permits[0].release(2)
     gate.engine.advance(EngineSettings().lease)
     assert permits[1].settled is Settled.ESTIMATED

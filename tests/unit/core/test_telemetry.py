@@ -7,6 +7,7 @@ import logging
 import pytest
 
 from helpers.ledger import PROVIDER, Event, Gate, admitted, org, refused, user
+from sluice.core.buckets import Charge
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
@@ -21,7 +22,7 @@ LIMITS = Limits(tokens_per_minute=100, max_concurrent=1, max_wait=5 * SECOND)
 def test_acquire_commit_and_release_are_told_with_keys_estimate_actual_and_how_it_was_settled() -> None:
     gate = Gate(user(limits=LIMITS), org(limits=Limits(requests_per_day=9)))
     permit = gate.admit(0, tokens=60)
-    permit.commit_tokens(40, 1)
+    permit.commit_tokens(Charge(40), 1)
     permit.release(2)
     keys = (ALICE, ACME)
     assert gate.journal.events == [
@@ -34,17 +35,17 @@ def test_acquire_commit_and_release_are_told_with_keys_estimate_actual_and_how_i
 def test_what_changes_nothing_is_not_told() -> None:
     gate = Gate(user(limits=LIMITS))
     permit = gate.admit(0)
-    permit.commit_tokens(40, 0)
+    permit.commit_tokens(Charge(40), 0)
     permit.release(0)
     told = list(gate.journal.events)
-    permit.commit_tokens(50, 0)
+    permit.commit_tokens(Charge(50), 0)
     permit.release(0)
     assert gate.journal.events == told
 
 
 def test_a_refund_and_an_estimate_are_told_as_such() -> None:
     gate = Gate(user(limits=Limits(tokens_per_minute=1000)))
-    gate.admit(0).commit_tokens(0, 0, Settled.REFUNDED)
+    gate.admit(0).commit_tokens(Charge(0), 0, Settled.REFUNDED)
     gate.admit(0).release(0)
     assert [event.reason for event in gate.journal.events] == ["", "refunded", "", "estimated"]
 
@@ -100,7 +101,7 @@ def test_without_a_sink_each_event_is_one_line_at_debug(caplog: pytest.LogCaptur
     gate.engine = Engine(gate.engine.rules, EngineSettings(name="g"))
     with caplog.at_level(logging.DEBUG, logger="sluice"):
         permit = gate.admit(0)
-        permit.commit_tokens(5, 1)
+        permit.commit_tokens(Charge(5), 1)
         permit.release(2)
         gate.admit(2, tokens=11)
         gate.admit(2)

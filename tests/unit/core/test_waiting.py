@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from helpers.ledger import PROVIDER, Gate, admitted, assert_balanced, everything, org, project, refused, user, waiting
+from sluice.core.buckets import Charge
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import BucketKey, Scope
@@ -135,7 +136,7 @@ def test_a_lower_commit_admits_those_who_wait_for_tokens() -> None:
     gate = Gate(user(limits=Limits(tokens_per_minute=100, max_wait=2 * MINUTE)))
     permit = gate.admit(0, tokens=100)
     first, second, third = gate.queue(0, tokens=30), gate.queue(0, tokens=30), gate.queue(0, tokens=30)
-    permit.commit_tokens(40, SECOND)
+    permit.commit_tokens(Charge(40), SECOND)
     assert [first.pending, second.pending, third.pending] == [False, False, True]
     assert gate.used(SECOND, Cap.TOKENS_PER_MINUTE) == 100
 
@@ -145,7 +146,7 @@ def test_a_higher_commit_makes_a_waiter_wait_longer_or_refuses_it_in_time() -> N
     gate.admit(0, tokens=60)
     late = gate.admit(35 * SECOND, tokens=40)
     waiter = gate.queue(40 * SECOND, tokens=60)
-    late.commit_tokens(41, 41 * SECOND)
+    late.commit_tokens(Charge(41), 41 * SECOND)
     gate.engine.advance(61 * SECOND)
     assert refused(waiter.outcome) == Refusal(
         Reason.WOULD_EXCEED, ALICE, Cap.TOKENS_PER_MINUTE, 100, 41, 60, retry_after=35 * SECOND
@@ -258,7 +259,7 @@ def test_room_that_a_waiter_no_longer_needs_to_be_kept_passes_on_at_once() -> No
     first = gate.queue(1, user="first", tokens=30)  # blocked by its own slot, and by the org's tokens
     second = gate.queue(2, user="second", tokens=40)  # likewise
     third = gate.queue(3, user="fourth", tokens=40)  # only by the org's tokens, behind both
-    full.commit_tokens(0, 4)  # room for the first two: both wait for their own slots only now
+    full.commit_tokens(Charge(0), 4)  # room for the first two: both wait for their own slots only now
     assert (first.pending, second.pending) == (True, True)
     admitted(third.outcome)
     second_holder.release(5)
@@ -296,7 +297,7 @@ def test_a_call_without_a_slot_is_not_held_up_by_those_that_wait_for_one() -> No
     permit = hold(gate, 0, tokens=90)
     for_slot = gate.queue(1, tokens=10)
     for_tokens = gate.queue(2, tokens=30, slots=0)
-    permit.commit_tokens(50, 3)
+    permit.commit_tokens(Charge(50), 3)
     admitted(for_tokens.outcome)
     assert for_slot.pending
 

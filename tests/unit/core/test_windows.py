@@ -10,15 +10,15 @@ from sluice.core.windows import MAX_AMOUNT, NEVER, SLOTS, SlidingWindow
 LENGTHS = pytest.mark.parametrize("length", [MINUTE, HOUR, DAY])
 
 
-def window(length: int = MINUTE, requests: int = NEVER, tokens: int = NEVER) -> SlidingWindow:
+def window(length: int = MINUTE, first: int = NEVER, second: int = NEVER) -> SlidingWindow:
     made = SlidingWindow(length)
-    made.request_cap, made.token_cap = requests, tokens
+    made.first_limit, made.second_limit = first, second
     return made
 
 
 def counts(of: SlidingWindow, now: int) -> tuple[int, int]:
     of.slide(now)
-    return of.requests, of.tokens
+    return of.first, of.second
 
 
 @LENGTHS
@@ -77,7 +77,7 @@ def test_nothing_to_do_before_the_oldest_slot_leaves() -> None:
 
 
 def test_room_is_what_the_caps_leave_to_the_last_token() -> None:
-    of = window(requests=2, tokens=100)
+    of = window(first=2, second=100)
     of.book(0, 1, 60)
     assert of.has_room(1, 40)
     assert not of.has_room(1, 41)
@@ -112,7 +112,7 @@ def test_an_amendment_of_an_empty_window_changes_nothing() -> None:
 
 
 def test_it_says_when_a_demand_fits() -> None:
-    of = window(requests=3, tokens=100)
+    of = window(first=3, second=100)
     for at, tokens in ((0, 50), (2, 30), (5, 20)):
         of.book(at * SECOND, 1, tokens)
     now = 6 * SECOND
@@ -128,7 +128,7 @@ def test_it_says_when_a_demand_fits() -> None:
 
 @pytest.mark.parametrize("demand", [(4, 0), (0, 101)])
 def test_more_than_a_cap_allows_never_fits(demand: tuple[int, int]) -> None:
-    assert window(requests=3, tokens=100).fits_at(0, *demand) == NEVER
+    assert window(first=3, second=100).fits_at(0, *demand) == NEVER
 
 
 def test_it_is_empty_when_the_last_slot_leaves() -> None:

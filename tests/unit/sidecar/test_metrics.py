@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 from prometheus_client import CollectorRegistry, generate_latest
 
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
@@ -49,7 +49,7 @@ def scraped() -> Scraped:
 
 def test_admitted_calls_and_committed_tokens_are_counted_by_provider(scraped: Scraped) -> None:
     permit = scraped.permit()
-    permit.commit_tokens(7, 0)
+    permit.commit_tokens(Charge(7), 0)
     permit.release(0)
 
     assert scraped.value("sluice_calls_admitted_total", provider="openai") == 1
@@ -89,7 +89,7 @@ def test_the_wait_of_a_queued_call_is_in_the_histogram(scraped: Scraped) -> None
 
 
 def test_the_error_of_estimates_is_the_ratio_of_what_was_used(scraped: Scraped) -> None:
-    scraped.permit(tokens=10).commit_tokens(15, 0)
+    scraped.permit(tokens=10).commit_tokens(Charge(15), 0)
 
     assert scraped.value("sluice_estimate_ratio_sum", provider="openai") == 1.5
     assert scraped.value("sluice_estimate_ratio_bucket", provider="openai", le="1.25") == 0
@@ -98,9 +98,9 @@ def test_the_error_of_estimates_is_the_ratio_of_what_was_used(scraped: Scraped) 
 
 def test_only_what_the_provider_told_measures_an_estimate(scraped: Scraped) -> None:
     refunded = scraped.permit()
-    refunded.commit_tokens(0, 0, Settled.REFUNDED)
+    refunded.commit_tokens(Charge(0), 0, Settled.REFUNDED)
     refunded.release(0)
-    scraped.permit().commit_tokens(8, 0, Settled.ESTIMATED)
+    scraped.permit().commit_tokens(Charge(8), 0, Settled.ESTIMATED)
 
     assert scraped.value("sluice_estimate_ratio_count", provider="openai") is None
     assert scraped.value("sluice_tokens_committed_total", provider="openai") is None

@@ -6,7 +6,7 @@ import gc
 
 import pytest
 
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
@@ -57,7 +57,7 @@ def test_where_nothing_happened_nothing_is_told(lately: Lately) -> None:
 def test_a_committed_call_tells_its_tokens_and_how_far_off_the_estimate_was(lately: Lately) -> None:
     for actual in (7, 25):
         permit = lately.admit(tokens=10)
-        permit.commit_tokens(actual, 0)
+        permit.commit_tokens(Charge(actual), 0)
         permit.release(0)
 
     assert lately.openai == Tally(admitted=2, committed=2, committed_tokens=32, estimate_error_tokens=18)
@@ -65,7 +65,7 @@ def test_a_committed_call_tells_its_tokens_and_how_far_off_the_estimate_was(late
 
 def test_a_refund_is_counted_once_and_judges_no_estimate(lately: Lately) -> None:
     permit = lately.admit()
-    permit.commit_tokens(0, 0, Settled.REFUNDED)
+    permit.commit_tokens(Charge(0), 0, Settled.REFUNDED)
     permit.release(0)
     permit.release(0)
 
@@ -74,7 +74,7 @@ def test_a_refund_is_counted_once_and_judges_no_estimate(lately: Lately) -> None
 
 def test_an_estimate_stands_once_the_call_is_over_and_not_before(lately: Lately) -> None:
     permit = lately.admit()
-    permit.commit_tokens(3, 0, Settled.ESTIMATED)
+    permit.commit_tokens(Charge(3), 0, Settled.ESTIMATED)
     assert lately.openai == Tally(admitted=1)
     permit.release(0)
     assert lately.openai == Tally(admitted=1, estimated=1)
@@ -86,7 +86,7 @@ def test_a_call_nobody_spoke_for_is_expired_and_estimated_until_its_usage_comes_
     assert lately.openai == Tally(admitted=1, expired=1, estimated=1)
     claimed = lately.engine.claim(permit.lease, 4 * SECOND)
     assert claimed is permit
-    permit.commit_tokens(12, 4 * SECOND)
+    permit.commit_tokens(Charge(12), 4 * SECOND)
     permit.release(4 * SECOND)
 
     assert lately.openai == Tally(admitted=1, expired=1, committed=1, committed_tokens=12, estimate_error_tokens=2)
@@ -96,7 +96,7 @@ def test_usage_that_comes_later_than_five_minutes_leaves_no_count_below_nothing(
     permit = lately.admit()
     permit.release(0)
     lately.now = 10 * MINUTE
-    permit.commit_tokens(10, lately.now)
+    permit.commit_tokens(Charge(10), lately.now)
 
     assert lately.openai == Tally(committed=1, committed_tokens=10)
 

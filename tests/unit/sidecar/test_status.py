@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from sluice.core.buckets import Demand
+from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
@@ -63,7 +63,7 @@ def subjects(answer: dict[str, Any]) -> list[str]:
 def test_a_bucket_is_told_with_every_window_by_the_name_of_its_cap(engine: Engine) -> None:
     admit(engine, "alice", 30)
     permit = admit(engine, "alice", 40, now=SECOND)
-    permit.commit_tokens(25, SECOND)
+    permit.commit_tokens(Charge(25), SECOND)
     permit.release(SECOND)
 
     assert document(engine, now=2 * SECOND)["buckets"] == [
@@ -94,7 +94,7 @@ def test_a_limit_for_some_models_says_which(engine: Engine) -> None:
 
 def test_totals_hold_the_ledger(engine: Engine) -> None:
     committed, left_alone = admit(engine, "alice", 30), admit(engine, "bob", 40)
-    committed.commit_tokens(25, 0)
+    committed.commit_tokens(Charge(25), 0)
     committed.release(0)
     left_alone.release(0)
     admit(engine, "carol", 10)
@@ -229,7 +229,7 @@ def test_the_table_has_a_row_for_each_bucket_and_the_tokens_in_its_totals(engine
     health = Health(waiting_for="")
     health.loaded(1769860800.0, {})
     permit = admit(engine, "alice", 30)
-    permit.commit_tokens(25, 0)
+    permit.commit_tokens(Charge(25), 0)
     admit(engine, "bob", 90)
 
     totals = (

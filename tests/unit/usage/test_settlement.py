@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from sluice.core.buckets import NO_CHARGE, Charge
 from sluice.core.limits import MAX_COUNT
 from sluice.core.permits import Settled
 from sluice.usage.estimate import Estimate
@@ -15,9 +16,32 @@ USAGE = Usage(20, 15)
 
 
 @pytest.mark.parametrize("complete", [True, False])
-@pytest.mark.parametrize("tokens", [0, 35, 10_000])
-def test_usage_told_is_committed_even_if_the_client_left_after_it(tokens: int, complete: bool) -> None:
-    assert settle(200, Usage(tokens, 0), ESTIMATE, complete=complete) == Settlement(tokens, Settled.COMMITTED)
+@pytest.mark.parametrize(
+    ("usage", "charge"),
+    [
+        (Usage(0, 0), NO_CHARGE),
+        (USAGE, Charge(35, 20, 15)),
+        (Usage(10_000, 0), Charge(10_000, 10_000, 0)),
+        (Usage(20, 15, provider_total=99), Charge(35, 20, 15)),
+    ],
+)
+def test_usage_told_is_committed_even_if_the_client_left_after_it(usage: Usage, charge: Charge, complete: bool) -> None:
+    assert settle(200, usage, ESTIMATE, complete=complete) == Settlement(charge, Settled.COMMITTED)
+
+
+@pytest.mark.parametrize(
+    ("usage", "charge"),
+    [
+        (Usage(20, None), Charge(20, 20, 0)),
+        (Usage(20, None, 50), Charge(50, 20, 30)),
+        (Usage(None, 15, 50), Charge(50, 35, 15)),
+        (Usage(None, None, 90), Charge(90, 25, 65)),
+        (Usage(None, None, 9), Charge(9, 9, 0)),
+        (Usage(20, None, 10), Charge(20, 20, 0)),
+    ],
+)
+def test_a_part_that_was_not_told_is_what_is_left_of_the_providers_sum(usage: Usage, charge: Charge) -> None:
+    assert settle(200, usage, ESTIMATE, complete=True) == Settlement(charge, Settled.COMMITTED)
 
 
 @pytest.mark.parametrize("status", [200, 204, 299, 100, 101, None])
@@ -26,47 +50,80 @@ def test_without_usage_the_estimate_stands(status: int | None) -> None:
 
 
 def test_without_usage_more_output_than_estimated_is_charged() -> None:
+    more = Settlement(Charge(126, 25, 101), Settled.ESTIMATED)
+
     assert settle(200, None, ESTIMATE, complete=True, seen_output=400) == Settlement(None, Settled.ESTIMATED)
-    assert settle(200, None, ESTIMATE, complete=True, seen_output=401) == Settlement(126, Settled.ESTIMATED)
+    assert settle(200, None, ESTIMATE, complete=True, seen_output=401) == more
 
 
 @pytest.mark.parametrize("complete", [True, False])
 @pytest.mark.parametrize("usage", [None, USAGE])
 @pytest.mark.parametrize("status", [300, 302, 304, 400, 401, 404, 429, 499, 500, 503, 529, 599])
 def test_errors_and_redirects_are_refunded(status: int, usage: Usage | None, complete: bool) -> None:
-    assert settle(status, usage, ESTIMATE, complete=complete, seen_output=99) == Settlement(0, Settled.REFUNDED)
+    settlement = settle(status, usage, ESTIMATE, complete=complete, seen_output=99)
+
+    assert settlement == Settlement(NO_CHARGE, Settled.REFUNDED)
 
 
 @pytest.mark.parametrize("status", [None, 100, 200])
 def test_a_cut_call_is_charged_its_input(status: int | None) -> None:
-    assert settle(status, None, ESTIMATE, complete=False) == Settlement(25, Settled.ESTIMATED)
+    assert settle(status, None, ESTIMATE, complete=False) == Settlement(Charge(25, 25, 0), Settled.ESTIMATED)
 
 
-@pytest.mark.parametrize(("seen", "tokens"), [(1, 26), (4, 26), (5, 27), (4000, 1025)])
-def test_a_cut_call_is_charged_the_output_that_was_seen(seen: int, tokens: int) -> None:
-    assert settle(200, None, ESTIMATE, complete=False, seen_output=seen) == Settlement(tokens, Settled.ESTIMATED)
+@pytest.mark.parametrize(("seen", "output"), [(1, 1), (4, 1), (5, 2), (4000, 1000)])
+def test_a_cut_call_is_charged_the_output_that_was_seen(seen: int, output: int) -> None:
+    settlement = settle(200, None, ESTIMATE, complete=False, seen_output=seen)
+
+    assert settlement == Settlement(Charge(25 + output, 25, output), Settled.ESTIMATED)
 
 
-def test_a_cut_call_is_charged_what_the_provider_told_so_far_if_that_is_more() -> None:
-    told = Usage(1125, 1, partial=True)
-
-    assert settle(200, told, ESTIMATE, complete=False, seen_output=40) == Settlement(1126, Settled.ESTIMATED)
+@pytest.mark.parametrize(
+    ("told", "charge"),
+    [
+        (Usage(1125, 1, partial=True), Charge(1135, 1125, 10)),
+        (Usage(24, 300, partial=True), Charge(325, 25, 300)),
+        (Usage(None, 300, partial=True), Charge(325, 25, 300)),
+        (Usage(None, None, 90, partial=True), Charge(90, 25, 65)),
+    ],
+)
+def test_a_cut_call_is_charged_the_larger_of_told_and_seen_for_each_part(told: Usage, charge: Charge) -> None:
+    assert settle(200, told, ESTIMATE, complete=False, seen_output=40) == Settlement(charge, Settled.ESTIMATED)
 
 
 def test_a_cut_call_is_never_free() -> None:
-    assert settle(None, None, Estimate(0, 256, declared=False), complete=False) == Settlement(1, Settled.ESTIMATED)
+    settlement = settle(None, None, Estimate(0, 256, declared=False), complete=False)
+
+    assert settlement == Settlement(Charge(1, 1, 0), Settled.ESTIMATED)
 
 
 def test_a_partial_usage_never_lowers_the_charge() -> None:
     assert settle(200, Usage(None, 15, partial=True), ESTIMATE, complete=True) == Settlement(None, Settled.ESTIMATED)
 
 
-def test_a_partial_usage_that_exceeds_the_estimate_is_charged() -> None:
-    assert settle(200, Usage(None, 999, partial=True), ESTIMATE, complete=True) == Settlement(999, Settled.ESTIMATED)
+@pytest.mark.parametrize(
+    ("told", "charge"),
+    [
+        (Usage(None, 999, partial=True), Charge(1024, 25, 999)),
+        (Usage(30, 1, partial=True), Charge(130, 30, 100)),
+        (Usage(30, 999, partial=True), Charge(1029, 30, 999)),
+    ],
+)
+def test_what_a_partial_usage_tells_above_the_estimate_is_charged(told: Usage, charge: Charge) -> None:
+    assert settle(200, told, ESTIMATE, complete=True) == Settlement(charge, Settled.ESTIMATED)
 
 
 def test_charges_stay_in_range() -> None:
     most = Estimate(MAX_COUNT, MAX_COUNT, declared=True)
+    seen = Settlement(Charge(MAX_COUNT, MAX_COUNT, MAX_COUNT // 4 + 1), Settled.ESTIMATED)
 
-    assert settle(200, None, most, complete=False, seen_output=MAX_COUNT) == Settlement(MAX_COUNT, Settled.ESTIMATED)
+    assert settle(200, None, most, complete=False, seen_output=MAX_COUNT) == seen
     assert settle(200, None, most, complete=True, seen_output=MAX_COUNT) == Settlement(None, Settled.ESTIMATED)
+
+
+@pytest.mark.parametrize("usage", [Usage(2**64 - 1, None, 5), Usage(None, 2**64 - 1, 5), Usage(2**64 - 1, 2**64 - 1)])
+def test_absurd_counts_are_charged_in_range(usage: Usage) -> None:
+    charge = settle(200, usage, ESTIMATE, complete=True).charge
+
+    assert charge is not None
+    assert all(0 <= count <= MAX_COUNT for count in charge)
+    assert charge.tokens == MAX_COUNT

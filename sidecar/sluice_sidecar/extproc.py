@@ -148,7 +148,7 @@ class CallStream:
         if self._sent > self._read:
             unread, event_bytes = self._sent - self._read, facts.shape.response.event_bytes
             seen += unread_output(unread, event_bytes, facts.estimate, is_stream=self._is_stream)
-        return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen)
+        return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen, scale=facts.scale)
 
     def _claim(self, lease: str) -> bool:
         permit = self._calls.gate.engine.claim(lease, self._calls.gate.clock()) if lease else None

@@ -23,9 +23,9 @@ from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
+from sluice.usage.counting import Scale, scale_of
 from sluice.usage.estimate import Estimate, estimate
 from sluice.usage.profiles import Api, Shape
-from sluice.usage.settlement import charge_of
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.identity import subject
@@ -58,6 +58,8 @@ class CallFacts(NamedTuple):
     shape: Shape
     """The API that it calls."""
     estimate: Estimate
+    scale: Scale
+    """How its provider counts its tokens."""
 
 
 class RateLimitService:
@@ -141,9 +143,10 @@ class RateLimitService:
             min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None),
             min((cap for _, limits in applied if (cap := limits.smallest_output_cap) is not None), default=None),
         )
-        demand = Demand(1, 1, *charge_of(expected.input_tokens, expected.output_tokens))
-        shape = policy.provider.profile.shape(facts.get("api", ""))
-        return Call(applied, demand, patience, CallFacts(shape, expected))
+        profile = policy.provider.profile
+        scale = scale_of(profile.counting, model)
+        demand = Demand(1, 1, *scale.reservation(expected.input_tokens, expected.output_tokens))
+        return Call(applied, demand, patience, CallFacts(profile.shape(facts.get("api", "")), expected, scale))
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:

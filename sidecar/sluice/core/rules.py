@@ -40,6 +40,11 @@ class Applied(NamedTuple):
     limits: Limits
 
 
+def fits(patterns: Iterable[str], value: str) -> bool:
+    """True if one of the patterns is the value, or describes it."""
+    return any(_matches(pattern, value) if "*" in pattern else pattern == value for pattern in patterns)
+
+
 def _specificity(patterns: tuple[str, ...], value: str) -> int:
     """How narrowly the patterns match: -1 not at all, 0 by matching everything, more for longer patterns."""
     if not patterns:

@@ -9,13 +9,16 @@ from __future__ import annotations
 from typing import Final, NamedTuple
 
 from sluice.core.buckets import NO_CHARGE, Charge
-from sluice.core.limits import MAX_COUNT
 from sluice.core.permits import Settled
+from sluice.usage.counting import PLAIN, Scale
 from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
+from sluice.usage.profiles.profile import FailedRequests
 from sluice.usage.tokens import Usage
 
 FIRST_REFUNDED_STATUS: Final = 300
 """From here on the provider generated nothing: a redirect asks for another call, which is admitted on its own."""
+
+FIRST_FAILED_STATUS: Final = 400
 
 THROTTLED_STATUSES: Final = frozenset({429, 529})
 """The provider's own limits are reached, or (529, Anthropic's) it is overloaded."""
@@ -36,6 +39,7 @@ def settle(
     *,
     complete: bool,
     seen_output: int = 0,
+    scale: Scale = PLAIN,
 ) -> Settlement:
     """Judge a call that is over.
 
@@ -47,27 +51,26 @@ def settle(
     Without one, input and output are charged apart, and both are added up. The input is the larger of its estimate and
     of what was told. So is the output of a call that is complete: a partial usage never lowers the charge. A call that
     was broken off is charged the output that was told or seen, for providers bill that too; it is never free. What was
-    seen is not bounded by the estimate, which may have been too low.
+    seen is not bounded by the estimate, which may have been too low. A call that failed costs nothing, unless its
+    provider counts such calls: then its estimate stands.
+
+    Everything is charged by the provider's `scale`.
     """
     if status is not None and status >= FIRST_REFUNDED_STATUS:
+        if status >= FIRST_FAILED_STATUS and scale.failed_requests is FailedRequests.COUNTED:
+            return Settlement(None, Settled.ESTIMATED)
         return Settlement(NO_CHARGE, Settled.REFUNDED)
     told = (0, 0) if usage is None else _parts(usage, estimate)
+    caches = (0, 0) if usage is None else (usage.cache_read or 0, usage.cache_write or 0)
     if usage is not None and not usage.partial:
-        return Settlement(charge_of(*told), Settled.COMMITTED)
+        return Settlement(scale.charge(*told, *caches), Settled.COMMITTED)
     seen = max(told[1], -(-seen_output // BYTES_PER_TOKEN))
     if complete:
         least = max(told[0], estimate.input_tokens), max(seen, estimate.output_tokens)
         stands = least == (estimate.input_tokens, estimate.output_tokens)
-        return Settlement(None if stands else charge_of(*least), Settled.ESTIMATED)
+        return Settlement(None if stands else scale.charge(*least, *caches), Settled.ESTIMATED)
     least_input = 0 if seen else 1
-    return Settlement(charge_of(max(told[0], estimate.input_tokens, least_input), seen), Settled.ESTIMATED)
-
-
-def charge_of(input_tokens: int, output_tokens: int) -> Charge:
-    """What so much input and output cost together, at admission and in the end."""
-    return Charge(
-        min(input_tokens + output_tokens, MAX_COUNT), min(input_tokens, MAX_COUNT), min(output_tokens, MAX_COUNT)
-    )
+    return Settlement(scale.charge(max(told[0], estimate.input_tokens, least_input), seen, *caches), Settled.ESTIMATED)
 
 
 def _parts(usage: Usage, estimate: Estimate) -> tuple[int, int]:

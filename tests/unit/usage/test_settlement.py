@@ -7,7 +7,9 @@ import pytest
 from sluice.core.buckets import NO_CHARGE, Charge
 from sluice.core.limits import MAX_COUNT
 from sluice.core.permits import Settled
+from sluice.usage.counting import Scale
 from sluice.usage.estimate import Estimate
+from sluice.usage.profiles.profile import FailedRequests, Weights
 from sluice.usage.settlement import Settlement, settle
 from sluice.usage.tokens import Usage
 
@@ -127,3 +129,20 @@ def test_absurd_counts_are_charged_in_range(usage: Usage) -> None:
     assert charge is not None
     assert all(0 <= count <= MAX_COUNT for count in charge)
     assert charge.tokens == MAX_COUNT
+
+
+def test_usage_is_charged_by_the_providers_scale() -> None:
+    scale = Scale(Weights(cache_read=0, output=500))
+    usage = Usage(100, 20, cache_read=40)
+
+    assert settle(200, usage, ESTIMATE, complete=True, scale=scale).charge == Charge(160, 60, 20)
+
+
+@pytest.mark.parametrize(
+    ("status", "settled"), [(302, Settled.REFUNDED), (400, Settled.ESTIMATED), (429, Settled.ESTIMATED)]
+)
+def test_a_failed_call_keeps_its_estimate_where_the_provider_counts_it(status: int, settled: Settled) -> None:
+    scale = Scale(failed_requests=FailedRequests.COUNTED)
+    settlement = settle(status, None, ESTIMATE, complete=True, scale=scale)
+
+    assert settlement == Settlement(None if settled is Settled.ESTIMATED else NO_CHARGE, settled)

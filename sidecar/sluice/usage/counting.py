@@ -1,0 +1,53 @@
+"""Tokens as a provider counts them: its weights, and what it reserves of a call before it knows.
+
+`tokens` is what the provider's own limit on tokens counts: each kind of token by its weight, input and output added up.
+`input_tokens` are the input kinds alone, by the same weights. `output_tokens` are the output as it is: providers that
+limit it apart weigh nothing there. A count is rounded up, and stays from 0 to `MAX_COUNT`.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from sluice.core.buckets import Charge
+from sluice.core.limits import MAX_COUNT
+from sluice.core.rules import fits
+from sluice.usage.profiles.profile import Combine, Counting, FailedRequests, Weights
+
+
+class Scale(NamedTuple):
+    """How a provider counts the calls of one model."""
+
+    weights: Weights = Weights()
+    combine: Combine = Combine.SUM
+    failed_requests: FailedRequests = FailedRequests.FREE
+
+    def reservation(self, input_tokens: int, output_tokens: int) -> Charge:
+        """What is reserved for a call that is expected to take so much; nothing is expected to come from a cache."""
+        charge = self.charge(input_tokens, output_tokens)
+        if self.combine is Combine.SUM:
+            return charge
+        return charge._replace(tokens=max(charge.input_tokens, charge.tokens - charge.input_tokens))
+
+    def charge(self, input_tokens: int, output_tokens: int, cache_read: int = 0, cache_write: int = 0) -> Charge:
+        """What a call costs that took so much; `cache_read` and `cache_write` are parts of the input."""
+        weights = self.weights
+        cache_read = min(cache_read, input_tokens)
+        cache_write = min(cache_write, input_tokens - cache_read)
+        fresh = input_tokens - cache_read - cache_write
+        weighted = fresh * weights.input + cache_read * weights.cache_read + cache_write * weights.cache_write
+        counted = min(-(-weighted // 100), MAX_COUNT)
+        tokens = min(counted - (-output_tokens * weights.output // 100), MAX_COUNT)
+        return Charge(tokens, counted, min(output_tokens, MAX_COUNT))
+
+
+PLAIN: Scale = Scale()
+"""Every token counts once."""
+
+
+def scale_of(counting: Counting, model: str) -> Scale:
+    """How calls of that model are counted."""
+    weights = counting.weights
+    if counting.models:
+        weights = next((each.weights for each in counting.models if fits(each.match, model)), weights)
+    return Scale(weights, counting.combine, counting.failed_requests)

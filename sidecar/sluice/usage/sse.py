@@ -1,20 +1,25 @@
 """Splits a stream of server-sent events (WHATWG HTML, section 9.2) into the data of its events, as it arrives.
 
 Data is handed on in the pieces it comes in, so nothing is held back but the name of the field at a line's start.
-Only `data` is of interest; comments, keep-alives and other fields are dropped. Two data lines of one event are
-handed on without the line feed between them, which means nothing in JSON.
+Only `data` is of interest; comments, keep-alives and other fields are dropped, and so is a byte order mark before the
+first line. Two data lines of one event are handed on without the line feed between them, which means nothing in JSON.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Final
+from typing import ClassVar, Final
 
 _FIELD: Final = b"data:"
+_MARK: Final = b"\xef\xbb\xbf"
+"""The byte order mark, in UTF-8."""
 
 
 class EventSplitter:
     """Fed the bytes of a stream, calls `data` with pieces of an event's data and `end` at the blank line after it."""
+
+    broken: ClassVar[bool] = False
+    """Every sequence of bytes is a sequence of lines."""
 
     def __init__(self, data: Callable[[bytes], object], end: Callable[[], object]) -> None:
         self._data = data
@@ -23,9 +28,17 @@ class EventSplitter:
         self._start = b""  # its first bytes, until they show which field it is
         self._wanted: bool | None = None  # whether it is data; None while that is open
         self._after_cr = False  # a line feed now belongs to the line end before it
+        self._mark: bytes | None = b""  # what came of a byte order mark; None once something else has come
 
     def feed(self, data: bytes) -> None:
         """Read on."""
+        if self._mark is not None:
+            data = self._mark + data
+            if len(data) < len(_MARK) and _MARK.startswith(data):
+                self._mark = data
+                return
+            self._mark = None
+            data = data.removeprefix(_MARK)
         if self._after_cr and data[:1] == b"\n":
             self._after_cr = False
             data = data[1:]

@@ -36,6 +36,11 @@ def split(stream: bytes, size: int = 1 << 30) -> list[bytes]:
         ([b"data: a", b"", b"data: no end"], [b"a", b"no end"]),
         ([b"data: a", b"", b"dat"], [b"a"]),
         ([b"data: gr\xc3\xbc\xc3\x9fe \xf0\x9f\x8c\x8a", b""], ["grüße 🌊".encode()]),
+        ([b"\xef\xbb\xbfdata: a", b"", b"\xef\xbb\xbfdata: b", b"", b"data: c", b""], [b"a", b"c"]),
+        ([b"\xef\xbb\xbf", b"data: a", b""], [b"a"]),
+        ([b"\xef\xbbdata: a", b"", b"data: b", b""], [b"b"]),
+        ([b"\xef"], []),
+        ([b"", b"", b"", b"data: a", b""], [b"a"]),
         ([], []),
     ],
 )
@@ -49,7 +54,11 @@ def test_events_are_the_same_for_every_line_end_and_cut(
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.lists(st.sampled_from([b"data: ", b"data:", b"\r", b"\n", b"\r\n", b":", b"a", b"d", b"\x0b", b"\x85", b" "]))
+    st.lists(
+        st.sampled_from(
+            [b"data: ", b"data:", b"\r", b"\n", b"\r\n", b":", b"a", b"d", b"\x0b", b"\x85", b" ", b"\xef\xbb\xbf"]
+        )
+    )
 )
 def test_any_bytes_are_split_alike_however_they_are_cut(pieces: list[bytes]) -> None:
     stream = b"".join(pieces)

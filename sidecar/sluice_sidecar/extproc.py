@@ -25,7 +25,7 @@ from typing import Any, TypeAlias
 from sluice.core.permits import Permit
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.profiles.profile import UsageFields
-from sluice.usage.readers import UsageReader, reader_for
+from sluice.usage.readers import UsageReader, is_stream, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
 from sluice.usage.tokens import Usage
 from sluice.usage.unread import unread_output
@@ -168,15 +168,15 @@ class CallStream:
         self._usage_of_headers = usage_from_headers(values.items(), self._calls.headers)
         if self._facts is not None and self._usage_of_headers is None:
             content_type = values.get("content-type", b"").decode("latin-1")
-            self._is_stream = content_type.startswith("text/event-stream")
+            self._is_stream = is_stream(content_type)
             self._reader = reader_for(
                 self._facts.shape.response, content_type, values.get("content-encoding", b"").decode("latin-1")
             )
 
     def _see_body(self, body: Any) -> None:
         self._sees_body = True
-        self._read += len(body.body)
-        if self._reader is not None:
+        if self._reader is not None and not self._reader.stopped:
+            self._read += len(body.body)
             self._reader.feed(body.body)
         if body.end_of_stream:
             self._ended = True

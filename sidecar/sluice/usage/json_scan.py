@@ -17,7 +17,7 @@ from typing import Any, Final, TypeAlias
 
 MAX_VALUE: Final = 16 * 1024
 """Bytes of a wanted value that are kept. Every provider's usage stays below 2 KiB; a longer one arrives truncated."""
-MAX_KEY: Final = 64
+MAX_KEY: Final = 128
 """Bytes of a key that are kept: more than any wanted key has."""
 
 Tree: TypeAlias = "Mapping[bytes, Tree | str]"

@@ -22,13 +22,14 @@ class LineSplitter:
 
     def feed(self, data: bytes) -> None:
         """Read on."""
-        *lines, rest = data.split(b"\n")
-        for line in lines:
-            if line:
-                self._data(line)
+        start = 0
+        while (end := data.find(b"\n", start)) >= 0:
+            if end > start:
+                self._data(data[start:end])
             self._end()
-        if rest:
-            self._data(rest)
+            start = end + 1
+        if start < len(data):
+            self._data(data[start:])
 
     def finish(self) -> None:
         """The stream has ended: so has its last document, whether or not a line feed followed it."""

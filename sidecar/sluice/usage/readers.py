@@ -1,22 +1,26 @@
 """Readers of response bodies: fed bytes as they arrive, they find the usage and notice how much output went by.
 
-A reader keeps a bounded amount of the body, whatever its size (`MAX_EVENT` and what `json_scan` keeps), takes time
-linear in it, and never raises: a body it cannot read is a body that did not tell its usage.
+A reader keeps a bounded amount of the body, whatever its size (`MAX_EVENT` and what `json_scan` keeps; `decoding` adds
+the window of a coding), takes time linear in it, and never raises: a body it cannot read is a body that did not tell
+its usage.
 
 Usage told in the middle of a response may still grow (Anthropic's `message_start`, every chunk of Gemini), so it is
-partial until the response says that the model has stopped.
+partial until the response says that the model has stopped. It stays so if the rest of the body cannot be read.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from typing import Final, Protocol
 
+from sluice.usage.decoding import Decoder, codings_in
+from sluice.usage.event_stream import MessageSplitter
 from sluice.usage.json_scan import JsonScanner, end_of_string
+from sluice.usage.ndjson import LineSplitter
 from sluice.usage.profiles.profile import Response, Sign
 from sluice.usage.sse import EventSplitter
 from sluice.usage.tokens import MAX_DIGITS, Tally, Usage
@@ -42,17 +46,58 @@ class UsageReader(Protocol):
     def seen_output(self) -> int:
         """Characters of output that went by: a lower bound, for what is not text or is cut apart is not counted."""
 
+    @property
+    def stopped(self) -> bool:
+        """Something came that cannot be read: what comes now is not looked at."""
+
+
+class Splitter(Protocol):
+    """Splits a stream into events: calls the first function with pieces of an event, the second one at its end."""
+
+    def __init__(self, data: Callable[[bytes], object], end: Callable[[], object]) -> None: ...
+
+    def feed(self, data: bytes) -> None:
+        """Read on. Never raises."""
+
+    def finish(self) -> None:
+        """The stream has ended."""
+
+    @property
+    def broken(self) -> bool:
+        """Where the next event begins is not known any more: nothing is read."""
+
+
+SPLITTERS: Final[Mapping[str, type[Splitter]]] = {
+    "text/event-stream": EventSplitter,
+    "application/x-ndjson": LineSplitter,
+    "application/vnd.amazon.eventstream": MessageSplitter,
+}
+"""The streams that are read, by their media type."""
+
+
+def is_stream(content_type: str | None) -> bool:
+    """True for an answer that comes event by event."""
+    return _media_type(content_type) in SPLITTERS
+
 
 def reader_for(response: Response, content_type: str | None, content_encoding: str | None = None) -> UsageReader | None:
-    """The reader for an answer with these headers; None for a compressed body, and a type that holds no usage."""
-    if (content_encoding or "identity").strip().lower() != "identity":
+    """The reader for an answer with these headers; None for a type that holds no usage, and a coding nobody knows."""
+    media_type = _media_type(content_type)
+    reader: UsageReader
+    if media_type in SPLITTERS:
+        reader = StreamReader(response, SPLITTERS[media_type])
+    elif media_type == "application/json" or media_type.endswith("+json"):
+        reader = JsonReader(response)
+    else:
         return None
-    media_type = (content_type or "").partition(";")[0].strip().lower()
-    if media_type == "text/event-stream":
-        return SseReader(response)
-    if media_type == "application/json" or media_type.endswith("+json"):
-        return JsonReader(response)
-    return None
+    codings = codings_in(content_encoding)
+    if codings is None:
+        return None
+    return DecodingReader(Decoder(codings), reader) if codings else reader
+
+
+def _media_type(content_type: str | None) -> str:
+    return (content_type or "").partition(";")[0].strip().lower()
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,8 +149,8 @@ def _any_of(words: Iterable[str]) -> bytes:
 
 
 _ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
-_OVERLAP: Final = 64
-"""Bytes of a piece that are looked at again with the next one: more than any `stop` is long."""
+_OVERLAP: Final = 1024
+"""Bytes of a piece that are looked at again with the next one: more than any `stop` of a profile is long."""
 _UNREADABLE: Final = "unreadable"
 """No usage object: `Tally` takes it as a malformed report."""
 
@@ -129,6 +174,8 @@ class _Reports:
 class JsonReader:
     """Reads a body that is one JSON document, or a JSON array of documents that arrive one by one."""
 
+    stopped: Final = False
+
     def __init__(self, response: Response) -> None:
         patterns = _patterns(response)
         self._output = patterns.body_output
@@ -151,18 +198,18 @@ class JsonReader:
         return self.usage
 
 
-class SseReader:
-    """Reads a stream of server-sent events whose data is JSON.
+class StreamReader:
+    """Reads a stream of events that are JSON.
 
     An event of up to `MAX_EVENT` bytes is held back until it is complete, and scanned only if it holds usage. A larger
     one is scanned as it arrives, so that usage beside a large result (an image; the whole response repeated in
     `response.completed`) is found as well.
     """
 
-    def __init__(self, response: Response) -> None:
+    def __init__(self, response: Response, splitter: type[Splitter] = EventSplitter) -> None:
         self._patterns = _patterns(response)
         self._reports = _Reports(response)
-        self._splitter = EventSplitter(self._add, self._end_event)
+        self._splitter = splitter(self._add, self._end_event)
         self.seen_output = 0
         # The mutable state: whether the model has stopped, and the event that has begun.
         self._stopped = False
@@ -174,7 +221,12 @@ class SseReader:
     @property
     def usage(self) -> Usage | None:
         """What is told so far; partial until the model has stopped."""
-        return self._reports.told(final=self._stopped)
+        return self._reports.told(final=self._stopped and not self.stopped)
+
+    @property
+    def stopped(self) -> bool:
+        """The stream is broken."""
+        return self._splitter.broken
 
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
@@ -223,12 +275,56 @@ class SseReader:
         return self._patterns.stop.search(data) is not None
 
 
+class DecodingReader:
+    """Reads a body whose content is encoded."""
+
+    def __init__(self, decoder: Decoder, reader: UsageReader) -> None:
+        """`reader` reads what the body holds."""
+        self._decoder = decoder
+        self._reader = reader
+
+    @property
+    def usage(self) -> Usage | None:
+        """What is told so far; partial if the rest could not be decoded."""
+        return self._judged(self._reader.usage)
+
+    @property
+    def seen_output(self) -> int:
+        """Characters of output that went by."""
+        return self._reader.seen_output
+
+    @property
+    def stopped(self) -> bool:
+        """The body cannot be decoded, or it holds too much to be plausible, or what it holds cannot be read."""
+        return self._decoder.stopped or self._reader.stopped
+
+    def feed(self, data: bytes) -> None:
+        """Take the next bytes of the body."""
+        for piece in self._decoder.feed(data):
+            self._reader.feed(piece)
+
+    def finish(self) -> Usage | None:
+        """What the body told."""
+        return self._judged(self._reader.finish())
+
+    def _judged(self, usage: Usage | None) -> Usage | None:
+        return usage._replace(partial=True) if usage is not None and self.stopped else usage
+
+
 def _decode(value: bytes) -> object:
     """A usage object from its JSON text; something that is none where it cannot be read."""
     try:
-        return json.loads(value, parse_int=_integer)
+        return json.loads(value, parse_int=_integer, object_pairs_hook=_object)
     except (ValueError, RecursionError):
         return _UNREADABLE
+
+
+def _object(members: list[tuple[str, object]]) -> dict[str, object]:
+    """An object; what says something twice contradicts itself, and says nothing."""
+    found = dict(members)
+    if len(found) < len(members):
+        raise ValueError("a member stands twice")
+    return found
 
 
 def _integer(digits: str) -> int | str:

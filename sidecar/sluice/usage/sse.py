@@ -13,6 +13,8 @@ from typing import ClassVar, Final
 _FIELD: Final = b"data:"
 _MARK: Final = b"\xef\xbb\xbf"
 """The byte order mark, in UTF-8."""
+_AT_A_TIME: Final = 16 * 1024
+"""Bytes that are split into lines at a time, because a list of short lines takes many times their memory."""
 
 
 class EventSplitter:
@@ -39,6 +41,10 @@ class EventSplitter:
                 return
             self._mark = None
             data = data.removeprefix(_MARK)
+        for start in range(0, len(data), _AT_A_TIME):
+            self._feed(data[start : start + _AT_A_TIME])
+
+    def _feed(self, data: bytes) -> None:
         if self._after_cr and data[:1] == b"\n":
             self._after_cr = False
             data = data[1:]

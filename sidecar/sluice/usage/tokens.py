@@ -1,6 +1,6 @@
 """Token counts as providers report them: which fields count, how they add up, and which numbers are believed.
 
-A count is an integer from 0 to `MAX_COUNT`. Null is the same as absent. Anything else in a count's place is
+A count is an integer from 0 to `MAX_USED`. Null is the same as absent. Anything else in a count's place is
 malformed: that field counts as unknown and the usage as partial, so that it is never charged for less than expected.
 
 A stream may report usage many times. The last report wins field by field, and fields are added once, at the end:
@@ -14,7 +14,10 @@ from typing import Any, Final, NamedTuple
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.profiles.profile import Summands, UsageFields
 
-MAX_DIGITS: Final = len(str(MAX_COUNT))
+MAX_USED: Final = 1_000_000_000
+"""More than any call uses: the largest contexts hold ten million tokens, and few calls ask for a hundred answers. A
+provider that says more is mistaken, and must not use up somebody's day."""
+MAX_DIGITS: Final = len(str(MAX_USED))
 """No count has more digits; a longer number need not be converted to be refused."""
 
 
@@ -84,15 +87,15 @@ class Tally:
 
     def _sum(self, summands: Summands) -> int | None:
         told = [count for names in summands if (count := self._first(names)) is not None]
-        return min(sum(told), MAX_COUNT) if told else None
+        return sum(told) if told else None
 
     def _first(self, names: tuple[str, ...]) -> int | None:
         return next((count for name in names if (count := self._counts.get(name)) is not None), None)
 
 
 def is_count(value: object) -> bool:
-    """True for an integer from 0 to `MAX_COUNT`; false for everything else, also for True and 1.0."""
-    return type(value) is int and 0 <= value <= MAX_COUNT
+    """True for an integer from 0 to `MAX_USED`; false for everything else, also for True and 1.0."""
+    return type(value) is int and 0 <= value <= MAX_USED
 
 
 def _within(report: dict[str, Any], name: str) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import tracemalloc
 from base64 import b64encode
+from collections.abc import Mapping
 from struct import pack
 from zlib import crc32
 
@@ -12,10 +13,27 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from helpers.messages import chunk, event, exception, message, strings
+from helpers.eventstream import event, exception
 from sluice.usage.event_stream import MAX_HEADERS, MessageSplitter
 
 WHOLE = 1 << 30
+
+
+def strings(headers: Mapping[str, str]) -> bytes:
+    """Headers of the type string."""
+    return b"".join(
+        pack("!B", len(name)) + name.encode() + b"\7" + pack("!H", len(value)) + value.encode()
+        for name, value in headers.items()
+    )
+
+
+def message(payload: bytes, headers: bytes) -> bytes:
+    """A message with its checksums, whatever its headers are."""
+    prelude = pack("!II", 16 + len(headers) + len(payload), len(headers))
+    body = prelude + pack("!I", crc32(prelude)) + headers + payload
+    return body + pack("!I", crc32(body))
+
+
 EVENT = strings({":message-type": "event"})
 CHUNK = strings({":message-type": "event", ":event-type": "chunk"})
 OF_EVERY_TYPE = b"".join(
@@ -59,13 +77,13 @@ def test_events_are_handed_on_and_what_is_none_is_dropped(size: int) -> None:
             message(b"of no type", b""),
             message(b"", EVENT),
             message(b"of many headers", OF_EVERY_TYPE + EVENT + OF_EVERY_TYPE),
-            chunk({"type": "message_stop"}),
+            event("chunk", {"type": "message_stop"}),
             exception("throttlingException", "Too many requests"),
         ]
     )
 
     assert split(stream, size) == (
-        [b'{"role":"assistant"}', b"", b"of many headers", b'{"type":"message_stop"}'],
+        [b'{"role":"assistant"}', b"", b"of many headers", b'{"type": "message_stop"}'],
         False,
     )
 
@@ -191,7 +209,7 @@ def test_memory_is_bounded_whatever_the_payload() -> None:
 
 PIECES = [
     event("a", {}),
-    chunk({"n": 1}),
+    event("chunk", {"n": 1}),
     EVENT,
     message(b"xx", EVENT)[:-1],
     b"\0\0\0\x10",

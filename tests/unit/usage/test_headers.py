@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from sluice.core.limits import MAX_COUNT
 from sluice.usage.headers import usage_from_headers
 from sluice.usage.profiles.profile import UsageFields
-from sluice.usage.tokens import Usage
+from sluice.usage.tokens import MAX_USED, Usage
 
 
 def test_no_such_header_tells_nothing() -> None:
@@ -30,7 +29,7 @@ def test_no_such_header_tells_nothing() -> None:
             Usage(111, 5, cache_read=10, cache_write=100),
         ),
         ({"x-usage-total-tokens": " 42\t"}, Usage(None, None, 42)),
-        ({"x-usage-total-tokens": str(MAX_COUNT)}, Usage(None, None, MAX_COUNT)),
+        ({"x-usage-total-tokens": str(MAX_USED)}, Usage(None, None, MAX_USED)),
         ({"x-usage-total-tokens": b""}, None),
     ],
 )
@@ -54,7 +53,7 @@ def test_headers_become_usage(headers: dict[str, bytes | str], usage: Usage | No
         b"\xff\xfe",
         "٤٢",
         "²",
-        str(MAX_COUNT + 1),
+        str(MAX_USED + 1),
         b"9" * 5000,
         b"x" * 65536,
     ],

@@ -148,7 +148,10 @@ def _any_of(words: Iterable[str]) -> bytes:
     return "|".join(re.escape(word) for word in words).encode()
 
 
-_ESCAPE: Final = re.compile(rb"\\(?:u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_HEX: Final = rb"[0-9a-fA-F]{2}"
+_PAIR: Final = rb"u[dD][89abAB]%s\\u[dD][c-fC-F]%s" % (_HEX, _HEX)
+"""A character beyond the first 65,536: two surrogates."""
+_ESCAPE: Final = re.compile(rb"\\(?:%s|u%s%s|.)" % (_PAIR, _HEX, _HEX), re.DOTALL)
 _OVERLAP: Final = 1024
 """Bytes of a piece that are looked at again with the next one: more than any `stop` of a profile is long."""
 _UNREADABLE: Final = "unreadable"
@@ -333,7 +336,7 @@ def _integer(digits: str) -> int | str:
 
 
 def _characters(output: re.Pattern[bytes], data: bytes) -> int:
-    """Characters in the strings that `output` finds in `data`; an escaped pair of surrogates counts as two."""
+    """Characters in the strings that `output` finds in `data`."""
     characters = 0
     for match in output.finditer(data):
         text = data[match.end() : end_of_string(data, match.end())]

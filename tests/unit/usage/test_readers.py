@@ -71,14 +71,12 @@ def test_a_response_without_its_final_line_end_gives_its_usage(response: Example
 
 
 @every_text
-@pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"], ids=repr)
-def test_line_ends_change_nothing(response: Example, line_end: bytes) -> None:
-    if line_end == b"\r" and response.content_type == NDJSON:
-        pytest.skip("to JSON a carriage return alone is white space, and ends no line")
-    body = response.body.replace(b"\r\n", b"\n").replace(b"\n", line_end)
-
-    assert read(response.reader(), body) == response.usage
-    assert read(response.reader(), body, 7) == response.usage
+def test_line_ends_change_nothing(response: Example) -> None:
+    # To JSON a carriage return alone is white space, and ends no line.
+    for line_end in (b"\n", b"\r\n") if response.content_type == NDJSON else (b"\n", b"\r\n", b"\r"):
+        body = response.body.replace(b"\r\n", b"\n").replace(b"\n", line_end)
+        assert read(response.reader(), body) == response.usage
+        assert read(response.reader(), body, 7) == response.usage
 
 
 @every_text
@@ -230,6 +228,25 @@ def test_usage_of_the_request_side_is_known_before_the_stream_has_stopped() -> N
 @pytest.mark.parametrize("usage", [None, {}, {"prompt_tokens": None}])
 def test_a_stream_that_tells_no_usage_has_none(usage: object) -> None:
     assert read(StreamReader(OPENAI), events({"choices": [], "usage": usage}, STOP)) is None
+
+
+@pytest.mark.parametrize(
+    ("text", "characters"),
+    [
+        (r"abc", 3),
+        ("grüße 🌊", 7),
+        (r"gr\u00fc\u00DFe \ud83c\udf0a", 7),
+        (r"\"\\\n\/", 4),
+        (r"\ud83c", 1),
+        (r"\ud83c\ud83c\udf0a\udf0a", 3),
+        (r"\\ud83c\udf0a", 7),
+    ],
+)
+def test_an_escape_counts_as_the_character_that_it_stands_for(text: str, characters: int) -> None:
+    reader = StreamReader(OPENAI)
+    read(reader, b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % text.encode())
+
+    assert reader.seen_output == characters
 
 
 def test_usage_told_again_and_again_is_not_added_up() -> None:

@@ -92,6 +92,30 @@ async def test_usage_is_taken_from_the_headers_then_from_envoy_then_from_the_bod
     assert settled(served) == (tokens, 1, 0, 0)
 
 
+@pytest.mark.parametrize(
+    ("headers", "usage", "parts"),
+    [
+        (JSON, USAGE, (30, 12)),
+        (JSON | {"x-usage-input-tokens": "70", "x-usage-output-tokens": "7"}, None, (70, 7)),
+        (JSON | {"x-usage-total-tokens": "777"}, None, (INPUT, 677)),
+        (JSON, token_usage(input_tokens=30, output_tokens=None), (30, 0)),
+        (JSON, token_usage(input_tokens=30, output_tokens=60, status=2), (INPUT, 60)),
+        (JSON, None, (INPUT, 50)),
+        (JSON | {":status": "500"}, None, (0, 0)),
+    ],
+    ids=["told", "by headers", "as a sum", "input only", "partial", "never told", "failed"],
+)
+async def test_input_and_output_are_charged_apart(
+    headers: Mapping[str, str], usage: bytes | None, parts: tuple[int, int]
+) -> None:
+    caps = CAPS | {"inputTokensPerMinute": 1_000_000, "outputTokensPerHour": 1_000_000}
+    async with serving(limits("openai", "http://127.0.0.1:9", caps)) as served:
+        await call(served, response_headers(headers), response_trailers(usage))
+        used = served.used("alice")
+    assert (used["inputTokensPerMinute"], used["outputTokensPerHour"]) == parts
+    assert used["tokensPerMinute"] == sum(parts)
+
+
 async def test_a_body_that_ends_without_trailers_ends_the_call(served: Served) -> None:
     await call(served, response_headers(JSON), response_body(JSON_BODY, end_of_stream=True))
     assert settled(served) == (33, 1, 0, 0)

@@ -109,6 +109,20 @@ async def test_a_call_that_declares_nothing_reserves_a_quarter_of_a_small_cap() 
         assert served.used("alice") == {"tokensPerMinute": 25}
 
 
+async def test_input_and_output_are_estimated_apart() -> None:
+    caps = {"tokensPerMinute": 1000, "inputTokensPerHour": 1000, "outputTokensPerDay": 1000}
+    async with serving(document(caps)) as served:
+        await served.admit(user="alice", bytes="400", max_tokens="50")
+        used = {"tokensPerMinute": 150, "inputTokensPerHour": 100, "outputTokensPerDay": 50}
+        assert served.used("alice") == used
+
+
+async def test_a_call_that_declares_nothing_reserves_a_quarter_of_a_small_cap_on_output() -> None:
+    async with serving(document({"inputTokensPerMinute": 100, "outputTokensPerMinute": 100})) as served:
+        await served.admit(user="alice", bytes="40")
+        assert served.used("alice") == {"inputTokensPerMinute": 10, "outputTokensPerMinute": 25}
+
+
 async def test_every_scope_has_its_own_bucket_and_a_call_is_counted_in_all_of_them() -> None:
     entries = (
         {"requestsPerMinute": 10},
@@ -178,13 +192,19 @@ async def test_what_nothing_limits_is_admitted_without_a_lease(asked: Any, entri
         ("tokensPerMinute", UNITS.MINUTE, 61, 20),
         ("tokensPerHour", UNITS.HOUR, 61 * 60, 20),
         ("tokensPerDay", UNITS.DAY, 61 * 24 * 60, 20),
+        ("inputTokensPerMinute", UNITS.MINUTE, 61, 4),
+        ("inputTokensPerHour", UNITS.HOUR, 61 * 60, 4),
+        ("inputTokensPerDay", UNITS.DAY, 61 * 24 * 60, 4),
+        ("outputTokensPerMinute", UNITS.MINUTE, 61, 16),
+        ("outputTokensPerHour", UNITS.HOUR, 61 * 60, 16),
+        ("outputTokensPerDay", UNITS.DAY, 61 * 24 * 60, 16),
     ],
 )
 async def test_a_status_tells_the_cap_what_is_left_of_it_and_when_it_is_whole_again(
     cap: str, unit: Any, seconds: int, used: int
 ) -> None:
     async with serving(document({cap: 25}), now=frozen) as served:
-        answer = await served.ask(descriptor(user="alice", max_tokens="20"))
+        answer = await served.ask(descriptor(user="alice", bytes="16", max_tokens="16"))
     assert answer.statuses == [
         rls.RateLimitResponseDescriptorStatus(
             code=OK,
@@ -197,7 +217,7 @@ async def test_a_status_tells_the_cap_what_is_left_of_it_and_when_it_is_whole_ag
 
 async def test_a_status_tells_the_cap_with_the_smallest_share_left_and_no_shadow() -> None:
     entries = (
-        {"requestsPerMinute": 3, "requestsPerDay": 4, "tokensPerMinute": 1_000_000},
+        {"requestsPerMinute": 3, "requestsPerDay": 4, "tokensPerMinute": 1_000_000, "outputTokensPerDay": 1_000_000},
         {"scope": "Org", "subject": {"constant": "acme"}, "requestsPerHour": 1, "mode": "Shadow"},
     )
     async with serving(document(*entries)) as served:
@@ -223,16 +243,15 @@ async def test_a_cap_on_calls_at_a_time_has_no_status_until_it_refuses() -> None
     ]
 
 
-async def test_a_refused_status_tells_what_is_left_and_when_the_call_would_fit() -> None:
-    async with serving(document({"tokensPerMinute": 100}), now=frozen) as served:
+@pytest.mark.parametrize("cap", ["tokensPerMinute", "outputTokensPerMinute"])
+async def test_a_refused_status_tells_what_is_left_and_when_the_call_would_fit(cap: str) -> None:
+    async with serving(document({cap: 100}), now=frozen) as served:
         await served.admit(user="alice", max_tokens="70")
         refused = await refusal(served, descriptor(user="alice", max_tokens="40"))
     assert refused.statuses == [
         rls.RateLimitResponseDescriptorStatus(
             code=OVER_LIMIT,
-            current_limit=rls.RateLimitResponseRateLimit(
-                name="User/tokensPerMinute", requests_per_unit=100, unit=UNITS.MINUTE
-            ),
+            current_limit=rls.RateLimitResponseRateLimit(name=f"User/{cap}", requests_per_unit=100, unit=UNITS.MINUTE),
             limit_remaining=30,
             duration_until_reset=timedelta(seconds=61),
         )

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
 from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
-from sluice.core.limits import MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
+from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
 from sluice.usage.profiles import Api
 
 COUNTS = st.one_of(st.sampled_from([0, 1, MAX_COUNT]), st.integers(0, MAX_COUNT))
@@ -33,8 +33,8 @@ SOURCES = st.one_of(
 @st.composite
 def limits(draw: st.DrawFn) -> Limits:
     caps: dict[str, int] = {}
-    for names in (list(Cap)[:3], list(Cap)[3:6], [Cap.MAX_CONCURRENT]):
-        chosen = draw(st.lists(st.sampled_from(names), unique=True))
+    for names in (*(caps.values() for caps in CAPS_BY_LENGTH), [Cap.MAX_CONCURRENT]):
+        chosen = draw(st.lists(st.sampled_from(tuple(names)), unique=True))
         counts = sorted(draw(COUNTS) for _ in chosen)
         caps |= zip((cap.attribute for cap in names if cap in chosen), counts, strict=True)
     if not caps:

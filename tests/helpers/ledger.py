@@ -18,6 +18,8 @@ from sluice.core.windows import SlidingWindow
 PROVIDER = "openai"
 
 Outcome = Permit | Refusal | Waiter
+Parts = tuple[int, int]
+"""Input tokens and output tokens."""
 
 
 def user(*subjects: str, limits: Limits) -> Rule:
@@ -87,20 +89,28 @@ class Gate:
         self.journal = Journal()
         self.engine = Engine(RuleBook(rules), settings, self.journal)
 
-    def ask(self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, **subjects: str) -> Outcome:
-        """Ask for one call of `user` alice (or another), `org` acme, `project` web."""
+    def ask(
+        self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, parts: Parts = (0, 0), **subjects: str
+    ) -> Outcome:
+        """Ask for one call of `user` alice (or another), `org` acme, `project` web; `parts` are input and output."""
         named = {"user": "alice", "org": "acme", "project": "web", **subjects}
         applied = self.engine.rules.match(PROVIDER, {Scope(scope.capitalize()): name for scope, name in named.items()})
-        return self.engine.acquire(Call(applied, Demand(slots, requests, tokens)), now)
+        return self.engine.acquire(Call(applied, Demand(slots, requests, tokens, *parts)), now)
 
-    def admit(self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, **subjects: str) -> Permit:
-        return admitted(self.ask(now, tokens, requests, slots, **subjects))
+    def admit(
+        self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, parts: Parts = (0, 0), **subjects: str
+    ) -> Permit:
+        return admitted(self.ask(now, tokens, requests, slots, parts, **subjects))
 
-    def refuse(self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, **subjects: str) -> Refusal:
-        return refused(self.ask(now, tokens, requests, slots, **subjects))
+    def refuse(
+        self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, parts: Parts = (0, 0), **subjects: str
+    ) -> Refusal:
+        return refused(self.ask(now, tokens, requests, slots, parts, **subjects))
 
-    def queue(self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, **subjects: str) -> Waiter:
-        return waiting(self.ask(now, tokens, requests, slots, **subjects))
+    def queue(
+        self, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, parts: Parts = (0, 0), **subjects: str
+    ) -> Waiter:
+        return waiting(self.ask(now, tokens, requests, slots, parts, **subjects))
 
     def swap(self, now: int, *rules: Rule) -> None:
         self.engine.swap(RuleBook(rules), now)

@@ -23,7 +23,7 @@ def one_at_a_time(max_wait: int = 10 * SECOND) -> Limits:
 
 def hold(gate: Gate, now: int, tokens: int = 10, requests: int = 1, slots: int = 1, **subjects: str) -> Permit:
     """A permit without a deadline."""
-    permit = gate.admit(now, tokens, requests, slots, **subjects)
+    permit = gate.admit(now, tokens, requests, slots, (0, 0), **subjects)
     gate.engine.claim(permit.lease, now)
     return permit
 

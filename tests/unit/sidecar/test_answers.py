@@ -48,6 +48,26 @@ MESSAGES = {
         requested=200,
         retry_after=None,
     ),
+    'This call needs about 200 input tokens, and user "alice" at openai may use 100 input tokens per day: it can never '
+    "be admitted. Shorten the input.": refusal(
+        reason=Reason.OVERSIZED_REQUEST,
+        cap=Cap.INPUT_TOKENS_PER_DAY,
+        limit=100,
+        used=0,
+        requested=200,
+        retry_after=None,
+    ),
+    'This call needs about 200 output tokens, and user "alice" at openai may use 1 output token per minute: it can '
+    "never be admitted. Ask for less output.": refusal(
+        reason=Reason.OVERSIZED_REQUEST,
+        cap=Cap.OUTPUT_TOKENS_PER_MINUTE,
+        limit=1,
+        used=0,
+        requested=200,
+        retry_after=None,
+    ),
+    'Limit of 90 output tokens per hour reached for user "alice" at openai: 80 used, about 20 output tokens more asked '
+    "for. Retry in 30 s.": refusal(cap=Cap.OUTPUT_TOKENS_PER_HOUR, limit=90, used=80, requested=20),
     'Limit of 60 requests per minute reached for user "alice" at openai: 2 used, 58 asked for by calls that wait, '
     "1 request more asked for. Retry in 30 s.": refusal(used=2, ahead=58),
     'The limit of user "alice" at openai is 0 requests per minute: no call is admitted.': refusal(
@@ -100,10 +120,18 @@ def test_where_no_retry_helps_no_time_is_said(api: Api) -> None:
     assert "retryDelay" not in answers.body(api, refused).decode()
 
 
-def test_the_openai_type_says_what_ran_out() -> None:
-    tokens = json.loads(answers.body(Api.OPENAI, refusal(cap=Cap.TOKENS_PER_DAY)))
-    slots = json.loads(answers.body(Api.OPENAI, refusal(cap=Cap.MAX_CONCURRENT)))
-    assert (tokens["error"]["type"], slots["error"]["type"]) == ("tokens", "requests")
+@pytest.mark.parametrize(
+    ("cap", "ran_out"),
+    [
+        (Cap.TOKENS_PER_DAY, "tokens"),
+        (Cap.INPUT_TOKENS_PER_HOUR, "tokens"),
+        (Cap.OUTPUT_TOKENS_PER_MINUTE, "tokens"),
+        (Cap.REQUESTS_PER_DAY, "requests"),
+        (Cap.MAX_CONCURRENT, "requests"),
+    ],
+)
+def test_the_openai_type_says_what_ran_out(cap: Cap, ran_out: str) -> None:
+    assert json.loads(answers.body(Api.OPENAI, refusal(cap=cap)))["error"]["type"] == ran_out
 
 
 @pytest.mark.parametrize("api", list(Api))

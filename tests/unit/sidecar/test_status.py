@@ -11,7 +11,7 @@ import pytest
 from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
-from sluice.core.limits import SECOND, Limits, Mode
+from sluice.core.limits import SECOND, Cap, Limits, Mode
 from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
@@ -267,6 +267,27 @@ def test_the_table_shows_models_and_longer_windows_only_where_there_are_any(engi
         ["openai", "Org", "acme", "gpt-5*,o4", "1", "0", "-", "-", "1/1000", "0"],
         ["openai", "User", "alice", "-", "1/2", "0", "1/4", "1/100", "-", "0"],
     ]
+
+
+def test_the_table_has_a_column_for_every_window() -> None:
+    every: Any = {cap.attribute: 9 for cap in Cap}
+    engine = Engine(RuleBook((Rule("openai", Scope.USER, Limits(**every)),)))
+    engine.acquire(Call(engine.rules.match("openai", {Scope.USER: "alice"}), Demand(1, 1, 7, 5, 2)), 0)
+
+    header, row = status_table.table(document(engine)).splitlines()[:2]
+
+    assert dict(zip(header.split(), row.split(), strict=True)) == {
+        "PROVIDER": "openai",
+        "SCOPE": "User",
+        "SUBJECT": "alice",
+        "IN-FLIGHT": "1/9",
+        "QUEUED": "0",
+        **dict.fromkeys(("RPM", "RPH", "RPD"), "1/9"),
+        **dict.fromkeys(("TPM", "TPH", "TPD"), "7/9"),
+        **dict.fromkeys(("ITPM", "ITPH", "ITPD"), "5/9"),
+        **dict.fromkeys(("OTPM", "OTPH", "OTPD"), "2/9"),
+        "REJECTED": "0",
+    }
 
 
 def test_who_was_refused_and_why_is_seen_for_ten_minutes_and_then_forgotten() -> None:

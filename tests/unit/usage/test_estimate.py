@@ -54,8 +54,22 @@ def test_an_undeclared_output_leaves_the_estimate_within_a_quarter_of_the_smalle
     assert estimate({"bytes": str(size)}, smallest_cap=cap) == expected
 
 
+@pytest.mark.parametrize(
+    ("cap", "output_cap", "output"),
+    [(None, 2000, 256), (None, 1000, 250), (400, 1000, 75), (2000, 40, 10), (None, 3, 1), (None, 0, 1)],
+)
+def test_an_undeclared_output_is_within_a_quarter_of_the_smallest_cap_on_output_too(
+    cap: int | None, output_cap: int, output: int
+) -> None:
+    expected = Estimate(25, output, declared=False)
+
+    assert estimate({"bytes": "100"}, smallest_cap=cap, smallest_output_cap=output_cap) == expected
+
+
 def test_a_declared_output_is_not_lowered() -> None:
-    assert estimate({"max_tokens": "5000"}, smallest_cap=100) == Estimate(0, 5000, declared=True)
+    expected = Estimate(0, 5000, declared=True)
+
+    assert estimate({"max_tokens": "5000"}, smallest_cap=100, smallest_output_cap=100) == expected
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,13 @@ def test_a_status_is_read() -> None:
     )
 
 
+def test_every_window_is_read() -> None:
+    windows = {str(cap): {"limit": 60, "used": 41} for cap in Cap if cap is not Cap.MAX_CONCURRENT}
+    (bucket,) = read_report(json.dumps(changed("buckets.0.windows", windows)).encode()).buckets
+
+    assert bucket.uses == dict.fromkeys(Cap, Use(41, 60)) | {Cap.MAX_CONCURRENT: Use(2, 3)}
+
+
 def test_a_gate_of_another_version_is_understood() -> None:
     older = {"configuration": {"generation": 1, "problems": []}, "buckets": []}
     newer = changed("buckets.0.windows.requestsPerYear", {"limit": 1, "used": 1})

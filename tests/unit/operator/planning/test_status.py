@@ -215,6 +215,24 @@ def test_a_bucket_that_crosses_80_and_100_percent_is_told_once_each() -> None:
     assert pressed.to(61) == []
 
 
+@pytest.mark.parametrize("cap", [Cap.INPUT_TOKENS_PER_MINUTE, Cap.OUTPUT_TOKENS_PER_DAY])
+def test_a_cap_on_input_or_output_is_hot_and_under_pressure_like_any_other(cap: Cap) -> None:
+    capped: Any = {cap: 100}
+    used: Any = {cap.attribute: Use(85, 100)}
+    full = bucket("", 30, refusal=Refusal(cap, "WouldExceed", 2.0), **used)
+    namespace = Namespace(limits_object("openai", entry(**capped)), gates=["gate-a"])
+    namespace.round()
+    namespace.answer("gate-a", buckets=(full,))
+    told = [(event.reason, event.message) for event in namespace.round().events if event.reason == "LimitNear"]
+    status = namespace.objects["openai"]["status"]
+
+    place = {"scope": "User", "subject": "", "cap": str(cap)}
+    assert status["hottest"] == [place | {"used": 85, "limit": 100, "percent": 85}]
+    assert status["pressure"] == [place | {"level": "High"}]
+    assert status["lastRefusal"] == place | {"reason": "WouldExceed"}
+    assert told == [("LimitNear", f"User without a name has used 80 % or more of {cap}.")]
+
+
 def test_a_bucket_about_a_bound_is_told_again_only_after_it_was_below_70_percent() -> None:
     pressed = Pressed()
     pressed.to(60)

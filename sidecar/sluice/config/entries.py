@@ -219,19 +219,15 @@ ENTRY: Final = Object(
         Cap.REQUESTS_PER_MINUTE: _cap("Calls in any 60 seconds.", 60),
         Cap.REQUESTS_PER_HOUR: _cap("Calls in any 60 minutes.", 1000),
         Cap.REQUESTS_PER_DAY: _cap("Calls in any 24 hours.", 10000),
-        Cap.TOKENS_PER_MINUTE: _cap("Tokens, input and output together, in any 60 seconds.", 90000),
+        Cap.TOKENS_PER_MINUTE: _cap("Tokens as the provider counts them, input and output, in any 60 seconds.", 90000),
         Cap.TOKENS_PER_HOUR: _cap("Tokens in any 60 minutes.", 1000000),
         Cap.TOKENS_PER_DAY: _cap("Tokens in any 24 hours.", 5000000),
-        Cap.INPUT_TOKENS_PER_MINUTE: _cap(
-            "Input tokens in any 60 seconds, beside or in place of `tokensPerMinute`.", 80000
-        ),
-        Cap.INPUT_TOKENS_PER_HOUR: _cap("Input tokens in any 60 minutes.", 800000),
-        Cap.INPUT_TOKENS_PER_DAY: _cap("Input tokens in any 24 hours.", 4000000),
-        Cap.OUTPUT_TOKENS_PER_MINUTE: _cap(
-            "Output tokens in any 60 seconds, beside or in place of `tokensPerMinute`.", 16000
-        ),
-        Cap.OUTPUT_TOKENS_PER_HOUR: _cap("Output tokens in any 60 minutes.", 160000),
-        Cap.OUTPUT_TOKENS_PER_DAY: _cap("Output tokens in any 24 hours.", 800000),
+        Cap.INPUT_TOKENS_PER_MINUTE: _cap("Input tokens alone, in any 60 seconds.", 80000),
+        Cap.INPUT_TOKENS_PER_HOUR: _cap("Input tokens alone, in any 60 minutes.", 800000),
+        Cap.INPUT_TOKENS_PER_DAY: _cap("Input tokens alone, in any 24 hours.", 4000000),
+        Cap.OUTPUT_TOKENS_PER_MINUTE: _cap("Output tokens alone, in any 60 seconds.", 16000),
+        Cap.OUTPUT_TOKENS_PER_HOUR: _cap("Output tokens alone, in any 60 minutes.", 160000),
+        Cap.OUTPUT_TOKENS_PER_DAY: _cap("Output tokens alone, in any 24 hours.", 800000),
         Cap.MAX_CONCURRENT: _cap("Calls in flight at the same time.", 3),
         "maxWait": Field(WAIT, "How long a call may wait for room before it is refused.", default="0s", example="10s"),
         "mode": Field(

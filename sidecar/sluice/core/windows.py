@@ -27,6 +27,7 @@ MAX_AMOUNT: Final = 2**36
 """The most of anything that one call can count for: 2**27 such calls in one slot still fit 64 bits."""
 
 _STRIDE: Final = 3
+_NEWEST: Final = -_STRIDE
 
 
 class SlidingWindow:
@@ -86,7 +87,7 @@ class SlidingWindow:
         """Count a call in the slot of `now`."""
         slots = self._slots
         slot = now // self._slot_length
-        if slots and slots[-_STRIDE] == slot:
+        if slots and slots[_NEWEST] == slot:
             slots[-2] += first
             slots[-1] += second
         else:
@@ -134,7 +135,7 @@ class SlidingWindow:
     @property
     def empty_at(self) -> int:
         """When the last slot leaves if nothing more is booked; 0 if nothing is counted."""
-        return self._leaves(self._slots[-_STRIDE]) if self._slots else 0
+        return self._leaves(self._slots[_NEWEST]) if self._slots else 0
 
     def _leaves(self, slot: int) -> int:
         return (slot + SLOTS + 1) * self._slot_length

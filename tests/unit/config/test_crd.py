@@ -113,7 +113,7 @@ def test_every_constraint_is_also_a_rule_for_the_api_server() -> None:
 def test_a_rule_says_what_is_wrong_in_one_line(rule: dict[str, Any]) -> None:
     (message,) = (rule[name] for name in ("message", "messageExpression") if name in rule)
 
-    assert 10 < len(message) < 200
+    assert 10 < len(message) < 250
     assert "\n" not in message
 
 

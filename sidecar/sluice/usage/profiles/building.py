@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sluice.usage.profiles.declaration import NOTHING
 from sluice.usage.profiles.profile import (
     Amount,
     Api,
@@ -52,6 +53,7 @@ def _shape(tree: Mapping[str, Any]) -> Shape:
         paths=tuple(tree.get("paths", ())),
         request=_request(tree.get("request", {})),
         response=_response(tree.get("response", {})),
+        free=tree.get("free", False),
     )
 
 
@@ -68,7 +70,7 @@ def _request(tree: Mapping[str, Any]) -> Request:
 
 def _response(tree: Mapping[str, Any]) -> Response:
     return Response(
-        envoy_reads=tree.get("envoyReads", ""),
+        envoy_reads=tree.get("envoyReads", NOTHING).replace(NOTHING, ""),
         usage=tuple(tree.get("usage", ())),
         fields=_fields(tree.get("fields", {})),
         headers=_fields(tree.get("headers", {})),
@@ -103,6 +105,7 @@ def _counting(tree: Mapping[str, Any]) -> Counting:
         mode=Mode(tree.get("mode", default.mode)),
         combine=Combine(tree.get("combine", default.combine)),
         weights=weights,
+        admission=_weights(tree["admission"], weights) if "admission" in tree else None,
         failed_requests=FailedRequests(tree.get("failedRequests", default.failed_requests)),
         models=tuple(
             ModelWeights(tuple(each["match"]), _weights(each["weights"], weights)) for each in tree.get("models", ())

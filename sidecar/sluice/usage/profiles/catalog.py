@@ -1,7 +1,8 @@
 """Every profile by name: the built-in ones, and those of a folder of one's own.
 
 A profile that is `like` another says only what differs: objects are put together field by field, lists are replaced
-whole, and APIs are put together by name, new ones first, so that their paths are tried before the older ones'.
+whole, and APIs are put together by name, new ones first, so that their paths are tried before the older ones'. So does
+an API that is `like` one of another provider.
 """
 
 from __future__ import annotations
@@ -29,9 +30,10 @@ BASES: Final[Mapping[Api, str]] = {
     Api.OLLAMA: "ollama",
 }
 """The built-in profile that any other provider of that family is taken to be like."""
+_ITS_OWN: Final = ("title", "upstream", "sources")
+"""What a profile never has from another provider's."""
 
-
-WITHOUT_ADDRESS: Final = ("bedrock", "ollama")
+WITHOUT_ADDRESS: Final = ("azure", "bedrock", "llamacpp", "ollama", "sglang", "vertex", "vllm")
 """Built-in providers that each customer reaches at an address of their own."""
 
 
@@ -70,20 +72,20 @@ class Catalog:
         Raises `KeyError` for a provider that has none where no `api` is given.
         """
         tree = self._tree(provider, api)
-        return built(_over(tree, {**(overrides or {}), "provider": provider}))
+        return built(_over(tree, _spelt_out({**(overrides or {}), "provider": provider})))
 
     def _tree(self, provider: str, api: Api | None) -> dict[str, Tree]:
         tree: dict[str, Tree] | None = None
         if provider in self._own:
-            own = self._own[provider]
-            tree = _over(built_in(str(own["like"])) if "like" in own else {}, own)
+            tree = _whole(self._own[provider])
         elif provider in built_in_names():
             tree = built_in(provider)
         if tree is not None and api in (None, tree["api"]):
             return tree
         if api is None:
             raise KeyError(provider)
-        return built_in(BASES[api]) | {"title": provider}
+        base = built_in(BASES[api])
+        return {name: base[name] for name in ("api", "apis", "word")}  # how a stranger counts is not known
 
 
 @cache
@@ -100,7 +102,34 @@ def built_in(name: str) -> dict[str, Tree]:
     tree, problems = _read(text, name + _SUFFIX)
     if problems:
         raise InvalidDocument(problems)
-    return _over(built_in(str(tree["like"])), tree) if "like" in tree else dict(tree)
+    return _whole(tree)
+
+
+def _whole(tree: Mapping[str, Tree]) -> dict[str, Tree]:
+    """A profile's tree, with all of what it is like."""
+    like = str(tree.get("like", ""))
+    base = built_in(like) if like else {}
+    if like != tree["provider"]:
+        base = {name: value for name, value in base.items() if name not in _ITS_OWN}
+    return _over(base, tree)
+
+
+def _spelt_out(tree: Mapping[str, Any]) -> dict[str, Tree]:
+    """The tree, with what each of its APIs has from one of another provider."""
+    whole = dict(tree)
+    if "apis" in tree:
+        whole["apis"] = [_api_spelt_out(**api) for api in tree["apis"]]
+    return whole
+
+
+def _api_spelt_out(like: str = "", **api: Tree) -> dict[str, Tree]:
+    return _over(_shared(like), api) if like else api
+
+
+def _shared(name: str) -> dict[str, Tree]:
+    provider, _, api = name.partition("/")
+    apis: Any = built_in(provider)["apis"]
+    return next(each for each in apis if each["name"] == api)
 
 
 def _read(text: str, source: str) -> tuple[Mapping[str, Tree], list[Problem]]:
@@ -112,7 +141,8 @@ def _read(text: str, source: str) -> tuple[Mapping[str, Tree], list[Problem]]:
         return {}, [Problem(source, "", "", f"holds {len(trees)} documents: a profile's file has one")]
     tree: Any = trees[0]
     problems = [Problem(source, "", m.field, m.message) for m in mistakes(declaration.PROFILE, tree)]
-    return tree, problems or [Problem(source, "", *mistake) for mistake in _loose_ends(tree)]
+    problems = problems or [Problem(source, "", *mistake) for mistake in _loose_ends(tree)]
+    return ({} if problems else _spelt_out(tree)), problems
 
 
 def _loose_ends(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

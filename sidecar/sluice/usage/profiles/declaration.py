@@ -30,6 +30,7 @@ _PATH: Final = Text(
 _NAME_OF_MEMBER: Final = Text(_MEMBER, "the name of a member", 64)
 _DOTTED: Final = Text(rf"{_MEMBER}(\.{_MEMBER}){{0,3}}", "names of members with dots between them", 128)
 _BODY_FIELD: Final = Text(rf"{_MEMBER}(\.{_MEMBER})?", "a field of the body, or one in an object of it", 128)
+_SWITCH: Final = Text(rf"({_MEMBER}(\.{_MEMBER})?)?", f"{_BODY_FIELD.says}, or nothing", 128)
 _SUMMAND: Final = Text(
     rf"{_MEMBER}(\.{_MEMBER}){{0,2}}(\|{_MEMBER}(\.{_MEMBER}){{0,2}}){{0,3}}",
     "members with `|` between them, of which the first that is there counts",
@@ -41,9 +42,14 @@ _TEXT: Final = Text("[^\\x00-\\x1f\\x7f-\\x9f]+", "text without control characte
 _PERCENT: Final = Text("(0|[1-9][0-9]{0,3})%", "a percentage such as 0%, 100% or 500%", 5)
 _PATTERN: Final = Text("[^,\\x00-\\x1f\\x7f-\\x9f]+", "text without commas and control characters", 256)
 _PATTERNS: Final = Sequence(_PATTERN, least=1, most=MOST)
+NOTHING: Final = "NOTHING"
 _PROTOCOL: Final = Word(
-    ("OPENAI_CHAT_COMPLETIONS", "OPENAI_RESPONSES", "ANTHROPIC_MESSAGES", "GEMINI_GENERATE_CONTENT")
+    ("OPENAI_CHAT_COMPLETIONS", "OPENAI_RESPONSES", "ANTHROPIC_MESSAGES", "GEMINI_GENERATE_CONTENT", NOTHING)
 )
+_SHARED: Final = Word(
+    ("openai/completions", "openai/responses", "openai/embeddings", "anthropic/messages", "gemini/generate-content")
+)
+"""The APIs that many providers speak beside their own."""
 
 
 def _some(item: Type) -> Sequence:
@@ -72,7 +78,9 @@ REQUEST: Final = Object(
         "modelAfter": Field(_some(_SEGMENT), "For `Path`: the model is the segment behind one of these."),
         "outputCaps": Field(_some(_BODY_FIELD), "Fields that bound the output; the largest counts."),
         "answers": Field(_some(_BODY_FIELD), "Fields that say how many answers are wanted: they multiply the bound."),
-        "streamUsage": Field(_BODY_FIELD, "The field that asks a stream for its usage."),
+        "streamUsage": Field(
+            _SWITCH, 'The field that asks a stream for its usage; "" where it comes unasked, or never.'
+        ),
         "bringsOutput": Field(Truth(), "Whether an answer has output tokens; embeddings have none."),
     }
 )
@@ -93,7 +101,9 @@ _TEXT_PLACE: Final = Object(
 
 RESPONSE: Final = Object(
     {
-        "envoyReads": Field(_PROTOCOL, "The form's name in Envoy, where Envoy reads its usage. Absent: the gate does."),
+        "envoyReads": Field(
+            _PROTOCOL, f"The form's name in Envoy, where Envoy reads its usage. Absent, or {NOTHING}: the gate does."
+        ),
         "usage": Field(_some(_DOTTED), "Where the objects stand that report usage; absent: the document is one."),
         "fields": Field(_counts("Members"), "The counts in such an object."),
         "headers": Field(_counts("Response headers"), "The counts in headers."),
@@ -109,7 +119,9 @@ RESPONSE: Final = Object(
 SHAPE: Final = Object(
     {
         "name": Field(_NAME, "The API's name; one of the same name further down is replaced by it.", required=True),
+        "like": Field(_SHARED, "An API of another provider: what is not said here is as there."),
         "paths": Field(_some(_PATH), "Paths that speak it; the first API that takes a path reads the call."),
+        "free": Field(Truth(), "Whether its calls cost no tokens: they count as requests alone."),
         "request": Field(REQUEST, "Where the facts of a call stand."),
         "response": Field(RESPONSE, "Where the usage of an answer stands."),
     }
@@ -128,7 +140,10 @@ COUNTING: Final = Object(
     {
         "mode": Field(Word(tuple(Mode)), "The estimate that is nearest to the provider's own."),
         "combine": Field(Word(tuple(Combine)), "What is reserved of input and output: their sum, or the larger."),
-        "weights": Field(WEIGHTS, "What a token counts. Absent: 100% each."),
+        "weights": Field(WEIGHTS, "What a token counts in the end. Absent: 100% each."),
+        "admission": Field(
+            WEIGHTS, "What a token counts while a call is under way, where that differs; for `input` and `output`."
+        ),
         "failedRequests": Field(Word(tuple(FailedRequests)), "Whether the tokens of failed calls count."),
         "models": Field(
             _some(
@@ -184,7 +199,10 @@ PROFILE: Final = Object(
     {
         "provider": Field(PROVIDER, "The provider's name.", required=True),
         "title": Field(_TEXT, "Its name for people."),
-        "like": Field(PROVIDER, "Another built-in profile: what is not said here is as there."),
+        "like": Field(
+            PROVIDER,
+            "Another built-in profile: what is not said here is as there, save for address, title and sources.",
+        ),
         "api": Field(Word(tuple(Api)), "The family of its APIs: the form of errors, and where a caller's key stands."),
         "upstream": Field(UPSTREAM, "Where its calls go. Absent: each customer has an address of its own."),
         **OVERRIDES.fields,

@@ -165,6 +165,8 @@ class Shape:
     """Patterns of the path: `**` stands for any run of segments, `*` for a run of characters within one."""
     request: Request = Request()
     response: Response = Response()
+    free: bool = False
+    """Its calls cost no tokens."""
 
     def takes(self, path: str) -> bool:
         """True if a call to this path (without its query) speaks this API."""
@@ -197,6 +199,8 @@ class Counting:
     mode: Mode = Mode.DECLARED
     combine: Combine = Combine.SUM
     weights: Weights = Weights()
+    """In the end; `admission` holds while a call is under way, where that differs."""
+    admission: Weights | None = None
     failed_requests: FailedRequests = FailedRequests.FREE
     models: tuple[ModelWeights, ...] = ()
     """The first that matches the model's name holds in place of `weights`."""

@@ -15,13 +15,13 @@ from urllib.parse import urlencode
 
 from sluice.config.document import to_manifest
 from sluice.config.merge import conflicts
-from sluice.config.render import document_text, limits_config_map, limits_text
+from sluice.config.render import document_text, envoy_config_map, limits_config_map, limits_text
 from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, SluiceError
 from sluice.schema import yamltext
 from sluice_sidecar import logs, settings, status_table, watch
 from sluice_sidecar.command_line import GATE, Command, parser_of
-from sluice_sidecar.envoy_files import EnvoyFiles
+from sluice_sidecar.envoy_files import EnvoyFiles, gateway_bootstrap
 from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.settings import Failed, LogFormat, RunSettings
@@ -175,7 +175,12 @@ def _render(options: argparse.Namespace) -> int:
         namespace: limits_text((document.name, document_text(document)) for document in documents)
         for namespace, documents in sorted(namespaces.items())
     } or {"": limits_text([])}
-    config_maps = (limits_config_map(text, namespace=namespace) for namespace, text in texts.items())
+    bootstrap = gateway_bootstrap()
+    config_maps = (
+        each
+        for namespace, text in texts.items()
+        for each in (limits_config_map(text, namespace=namespace), envoy_config_map(bootstrap, namespace=namespace))
+    )
     _say(yamltext.write(config_maps).rstrip("\n"))
     return OK
 

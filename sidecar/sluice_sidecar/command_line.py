@@ -31,7 +31,7 @@ examples:
   sluice check -f limits.yaml                 is every document right? what would be in force?
   sluice run -f limits.yaml --envoy           gate and Envoy; applications call http://127.0.0.1:10000/openai/v1
   sluice status --watch                       who has used what, as it changes
-  sluice render -f limits.yaml                the ConfigMap that the operator would write
+  sluice render -f limits.yaml                the ConfigMaps that the operator would write
   sluice envoy-config -f limits.yaml          the configuration for an Envoy of your own
 
 exit codes: 0 done; 1 failed (a port in use, no Envoy, no gate to ask); 2 bad input (arguments or limits)
@@ -67,9 +67,9 @@ examples:
   sluice status --admin /run/sluice/admin.sock"""
 
 RENDER = """\
-Prints the ConfigMap of limits that the operator would write for these documents, one for each metadata.namespace,
-without asking a cluster: so each stands alone, with no owners, and is its first generation. Of documents that
-contradict each other the operator would take the oldest; here they are mistakes."""
+Prints the ConfigMaps that the operator would write for these documents, for each metadata.namespace the limits and the
+Envoy bootstrap of the gateway, without asking a cluster: so they have no owners, and are a first generation. Of
+documents that contradict each other the operator would take the oldest; here they are mistakes."""
 
 RENDER_EXAMPLES = """\
 examples:
@@ -109,7 +109,7 @@ def parser_of(actions: Mapping[str, Command]) -> argparse.ArgumentParser:
     _file_option(check, required=False)
     _profiles_option(check)
     check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the same as -f FILE")
-    _file_option(command("render", "print the ConfigMap that the operator would write", RENDER, RENDER_EXAMPLES))
+    _file_option(command("render", "print the ConfigMaps that the operator would write", RENDER, RENDER_EXAMPLES))
     _status_options(command("status", "what a running gate has counted", "Asks a running gate.", STATUS_EXAMPLES))
     text = "Prints a complete Envoy bootstrap as JSON, for the pinned Envoy version (1.40)."
     _envoy_options(command("envoy-config", "print Envoy's configuration", text, ENVOY_EXAMPLES))

@@ -8,9 +8,16 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
 
-from sluice.config.merge import Configuration
+from sluice.config.merge import Configuration, merge
 from sluice_sidecar.envoy_settings import EnvoySettings
+from sluice_sidecar.settings import TcpAddress
+
+GATEWAY_FOLDER: Final = "/run/sluice"
+"""Where an Envoy in a pod of its own and the gate beside it meet."""
+GATEWAY_LISTEN: Final = TcpAddress("0.0.0.0", 10000)  # noqa: S104  applications call from other pods
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,3 +39,13 @@ class EnvoyFiles:
         if (folder := self.settings.xds_folder) is not None:
             folder.mkdir(parents=True, exist_ok=True)
             write_files(folder, configuration, self.settings)
+
+
+def gateway_bootstrap() -> str:
+    """The bootstrap of an Envoy in a pod of its own beside a gate.
+
+    What changes with the limits is not in it, but in the files that it follows.
+    """
+    run = Path(GATEWAY_FOLDER)
+    settings = EnvoySettings(run / "gate.sock", run / "envoy.sock", GATEWAY_LISTEN, run / "xds")
+    return EnvoyFiles(settings).bootstrap(merge(())) + "\n"

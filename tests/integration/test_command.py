@@ -18,6 +18,7 @@ import yaml
 from grpc_health.v1 import health_pb2
 
 from helpers.envoy import short_folder
+from helpers.generated import GATEWAY
 from helpers.program import READY_SECONDS, Program, children, eventually, has_child, has_ended, running, sluice
 from helpers.system import limits
 from sluice import __version__
@@ -400,17 +401,22 @@ def write_documents(folder: Path, *places: tuple[str, str]) -> None:
         (folder / f"{name}.yaml").write_text(DOCUMENT.format(name=name, namespace=namespace))
 
 
-async def test_render_prints_a_config_map_for_each_namespace_with_a_text_that_can_be_read(tmp_path: Path) -> None:
+async def test_render_prints_for_each_namespace_limits_that_can_be_read_and_the_gateways_bootstrap(
+    tmp_path: Path,
+) -> None:
     write_documents(tmp_path, ("first", "team-b"), ("second", "team-a"))
 
     ended = await sluice("render", "-f", tmp_path)
 
     assert (ended.code, ended.err) == (0, "")
     config_maps = list(yaml.safe_load_all(ended.out))
-    assert [each["metadata"]["namespace"] for each in config_maps] == ["team-a", "team-b"]
-    texts = [each["data"]["limits.yaml"] for each in config_maps]
+    assert [(each["metadata"]["namespace"], each["metadata"]["name"]) for each in config_maps] == [
+        (namespace, name) for namespace in ("team-a", "team-b") for name in ("sluice-limits", "sluice-envoy")
+    ]
+    assert [each["data"] for each in config_maps[1::2]] == [{"bootstrap.json": GATEWAY.read_text()}] * 2
+    texts = [each["data"]["limits.yaml"] for each in config_maps[::2]]
     assert [[document.name for document in parse(text, "")] for text in texts] == [["second"], ["first"]]
-    assert [each["metadata"]["annotations"]["sluice.dev/content-hash"] for each in config_maps] == [
+    assert [each["metadata"]["annotations"]["sluice.dev/content-hash"] for each in config_maps[::2]] == [
         content_hash(text) for text in texts
     ]
 

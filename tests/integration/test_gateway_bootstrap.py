@@ -11,9 +11,10 @@ import aiohttp
 import pytest
 
 from helpers.envoy import free_port, running_envoy, short_folder, validate
-from helpers.generated import GATEWAY, GATEWAY_FOLDER, GATEWAY_LISTEN
+from helpers.generated import GATEWAY
 from helpers.program import eventually, running, sluice
 from helpers.system import limits
+from sluice_sidecar.envoy_files import GATEWAY_FOLDER, GATEWAY_LISTEN
 from standin import StandIn
 
 CHAT = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}

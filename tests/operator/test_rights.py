@@ -1,4 +1,4 @@
-"""What the account of `examples/operator.yaml` may do, cell by cell: this, and nothing else."""
+"""What the accounts of the two examples may do, cell by cell: this, and nothing else, asked as if we were they."""
 
 from __future__ import annotations
 
@@ -7,11 +7,17 @@ from typing import NamedTuple
 
 import pytest
 
-from helpers.kube.client import NAMESPACES, Client, Kind, client
+from helpers.envoy import ROOT
+from helpers.kube.client import LIMITS, NAMESPACES, PODS, Client, Kind
 from helpers.kube.control_plane import ControlPlane
-from helpers.kube.operator import grant
+from helpers.kube.kubelet import gate_pod
+from helpers.kube.operator import grant, operating
+from helpers.kube.scene import provider_limits
+from helpers.program import eventually
 
 REVIEWS = Kind("/apis/authorization.k8s.io/v1", "selfsubjectaccessreviews", namespaced=False)
+CLUSTER_RIGHTS = ROOT / "examples/operator-all-namespaces.yaml"
+HOME = "sluice-system"
 VERBS = ("get", "list", "watch", "create", "update", "patch", "delete", "deletecollection")
 
 
@@ -30,7 +36,7 @@ class Thing(NamedTuple):
 
 
 ALLOWED = {
-    Thing("sluice.dev", "providerlimits"): "get list watch",
+    Thing("sluice.dev", "providerlimits"): "list watch",
     Thing("sluice.dev", "providerlimits/status"): "patch",
     Thing("sluice.dev", "providerlimits/scale"): "",
     Thing("", "configmaps"): "create",
@@ -86,11 +92,12 @@ async def may(account: Client, namespace: str, verb: str, thing: Thing) -> bool:
     return bool(review["status"]["allowed"])
 
 
-async def test_its_rights_in_its_namespace_are_the_table(control_plane: ControlPlane, namespace: str) -> None:
-    user = user_of(namespace)
+async def test_its_rights_in_its_namespace_are_the_table(
+    control_plane: ControlPlane, admin: Client, namespace: str
+) -> None:
     grant(control_plane, namespace)
-    async with client(control_plane, user) as account:
-        got = {cell: await may(account, namespace, *cell) for cell in cells()}
+    account = admin.as_user(user_of(namespace))
+    got = {cell: await may(account, namespace, *cell) for cell in cells()}
     assert got == {cell: allowed(*cell) for cell in cells()}
 
 
@@ -102,9 +109,41 @@ async def test_it_has_none_elsewhere(
     where = ""
     if elsewhere:
         where = (await admin.create(NAMESPACES, {"metadata": {"generateName": "another-"}}))["metadata"]["name"]
-    async with client(control_plane, user_of(namespace)) as account:
-        got = [cell for cell in cells() if await may(account, where, *cell)]
-    assert got == []
+    account = admin.as_user(user_of(namespace))
+    assert [cell for cell in cells() if await may(account, where, *cell)] == []
+
+
+@pytest.mark.parametrize("where", ["", "default", HOME], ids=["all namespaces", "one of them", "its own"])
+async def test_for_all_namespaces_its_rights_are_the_table_and_the_lease_is_at_home(
+    control_plane: ControlPlane, admin: Client, where: str
+) -> None:
+    if await admin.find(NAMESPACES, HOME) is None:
+        await admin.create(NAMESPACES, {"metadata": {"name": HOME}})
+    control_plane.kubectl("apply", "-f", str(CLUSTER_RIGHTS))
+    account = admin.as_user(user_of(HOME))
+    got = {cell: await may(account, where, *cell) for cell in cells()}
+    assert got == {cell: allowed(*cell) and (where == HOME or cell[1].resource != "leases") for cell in cells()}
+
+
+async def test_it_uses_every_right_and_lacks_none(control_plane: ControlPlane, admin: Client, namespace: str) -> None:
+    async def is_told() -> bool:
+        return "status" in await admin.get(LIMITS, "openai")
+
+    account = grant(control_plane, namespace)
+    async with operating(account, "--namespace", namespace, "--interval", "1s", alone=False) as operator:
+        await admin.create(PODS, gate_pod("gate", 1))
+        await admin.create(LIMITS, provider_limits("openai"))
+        await eventually(is_told)
+        await admin.delete(PODS, "gate", gracePeriodSeconds=0)
+        await admin.delete(LIMITS, "openai")
+        await operator.line("sluice-limits deleted")
+        assert await operator.end() == 0
+    calls = [call for call in control_plane.audit() if call.user == user_of(namespace) and call.resource]
+    # An apply that makes a ConfigMap takes the right to create one, and is a patch in the log.
+    assert {(call.verb, call.resource) for call in calls} | {("create", "configmaps")} == {
+        (verb, thing.resource) for thing, verbs in ALLOWED.items() for verb in verbs.split()
+    }
+    assert [call for call in calls if call.code == 403] == []
 
 
 def user_of(namespace: str) -> str:

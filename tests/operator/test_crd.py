@@ -20,8 +20,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from helpers.documents import documents
+from helpers.envoy import ROOT
 from helpers.kube.client import CRDS, LIMITS, ApiError, Client
 from helpers.kube.control_plane import ControlPlane
+from helpers.program import eventually
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.entries import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.types import ProviderLimits
@@ -432,8 +434,45 @@ async def test_kubectl_shows_the_columns(admin: Client, control_plane: ControlPl
         ("plim.status.usage.rejected", "Calls refused in the last 5 minutes."),
     ],
 )
-def test_kubectl_explains_every_level(path: str, expected: str, control_plane: ControlPlane) -> None:
-    assert expected in " ".join(control_plane.kubectl("explain", path).split())
+async def test_kubectl_explains_every_level(path: str, expected: str, control_plane: ControlPlane) -> None:
+    assert expected in " ".join((await explained(control_plane, path)).split())
+
+
+async def explained(plane: ControlPlane, path: str) -> str:
+    """What `kubectl explain` prints, which knows a new kind a second after the API server serves it."""
+
+    async def is_known() -> bool:
+        return plane.try_kubectl("explain", path).returncode == 0
+
+    await eventually(is_known)
+    return plane.kubectl("explain", path)
+
+
+def documented(command: str) -> list[list[str]]:
+    """The lines that docs/operator.md shows under a command, in what stands as a terminal."""
+    _, _, after = (ROOT / "docs/operator.md").read_text().partition(f"$ {command}\n")
+    return words(after.partition("```")[0])
+
+
+def words(printed: str) -> list[list[str]]:
+    """By lines. How far apart they stand is left to the terminal."""
+    return [line.split() for line in printed.strip().splitlines()]
+
+
+async def test_the_documentation_shows_what_kubectl_prints(
+    admin: Client, control_plane: ControlPlane, tmp_path: Path
+) -> None:
+    await admin.create(LIMITS, manifest())
+    bad = tmp_path / "bad.yaml"
+    bad.write_text(write([manifest(entry(requestsPerDay=1)) | {"metadata": {"name": "bad"}}]))
+    refused = control_plane.try_kubectl("apply", "-n", admin.namespace, "-f", str(bad)).stderr
+
+    for command in ("kubectl get providerlimits", "kubectl get providerlimits -o wide"):
+        assert documented(command)[0] == words(control_plane.kubectl(*command.split()[1:], "-n", admin.namespace))[0]
+    assert documented("kubectl explain providerlimits.spec.limits") == words(
+        await explained(control_plane, "providerlimits.spec.limits")
+    )
+    assert documented("kubectl apply -f bad.yaml") == words(refused)
 
 
 async def test_the_gate_reads_what_kubectl_prints(admin: Client, control_plane: ControlPlane, tmp_path: Path) -> None:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
+import aiohttp
 import pytest
 
 from helpers.kube.control_plane import ControlPlane
@@ -35,6 +37,17 @@ async def test_a_variable_stands_for_a_flag_and_the_flag_wins(flag: list[str], r
     assert (ended.code, f"{read}: cannot be read" in ended.err) == (1, True), ended.err
 
 
+@pytest.mark.parametrize(
+    ("flag", "complaint"),
+    [([], "'b*' is not the name of a namespace"), (["--all-namespaces"], "say where the Lease is")],
+)
+async def test_namespaces_in_the_environment_have_commas_between_and_do_not_add_up_with_flags(
+    flag: list[str], complaint: str
+) -> None:
+    ended = await sluice_operator(*flag, SLUICE_NAMESPACE="a, b*")
+    assert (ended.code, complaint in ended.err) == (2, True), ended.err
+
+
 @pytest.mark.parametrize("variable", ["SLUICE_LEADER_ELECTION", "SLUICE_ALL_NAMESPACES"])
 async def test_a_switch_in_the_environment_is_true_or_false(variable: str) -> None:
     ended = await sluice_operator("--namespace", "a", **{variable: "perhaps"})
@@ -61,6 +74,16 @@ async def test_it_tells_of_its_health_and_counts_what_it_does(control_plane: Con
         status, metrics = await operator.get("/metrics")
         assert (status, "sluice_operator_leads 1.0" in metrics) == (200, True)
         assert await operator.end() == 0
+
+
+async def test_metrics_are_served_apart_where_they_have_an_address(control_plane: ControlPlane, namespace: str) -> None:
+    async with operating(control_plane.admin, "-n", namespace, "--metrics", "127.0.0.1:0") as operator:
+        assert (await operator.get("/metrics"))[0] == 404
+        apart = re.search(r"health at \S+ and (\S+)", await operator.line("health at"))
+        assert apart is not None
+        async with aiohttp.ClientSession() as client:
+            answers = [await client.get(f"http://{apart.group(1)}{path}") for path in ("/metrics", "/healthz")]
+        assert [answer.status for answer in answers] == [200, 404]
 
 
 async def test_a_log_for_machines_is_a_json_object_a_line(control_plane: ControlPlane, namespace: str) -> None:

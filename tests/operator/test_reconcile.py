@@ -7,6 +7,7 @@ import hashlib
 import re
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -144,6 +145,20 @@ async def test_what_has_converged_is_not_written_again(
         before = writes(control_plane, namespace)
         await after_ticks(operator, 3)
         assert writes(control_plane, namespace) == before
+
+
+async def test_a_status_that_changes_all_the_time_is_written_every_five_seconds(
+    control_plane: ControlPlane, operator: Operator, admin: Client, namespace: str
+) -> None:
+    await admin.create(LIMITS, provider_limits("openai"))
+    async with gate(admin, "gate-0") as told:
+        for number in range(10):
+            told["recent"] = {"providers": {"openai": {"admitted": number}}}
+            await after_ticks(operator, 1)
+    calls = [call for call in writes(control_plane, namespace) if call.resource == "providerlimits/status"]
+    waited = [later.received - earlier.received for earlier, later in pairwise(calls)]
+    assert len(waited) >= 2
+    assert min(waited) >= 5
 
 
 async def test_a_restart_writes_nothing(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, Self
 
@@ -39,6 +40,8 @@ class Audited:
     code: int
     sent: Mapping[str, Any] | None
     """The body, where our own kind was written."""
+    received: float = field(default=0.0, compare=False)
+    """When it came in: seconds since 1970."""
 
     @property
     def writes(self) -> bool:
@@ -57,6 +60,7 @@ class Audited:
             name=about.get("name", ""),
             code=event.get("responseStatus", {}).get("code", 0),
             sent=event.get("requestObject"),
+            received=datetime.fromisoformat(event["requestReceivedTimestamp"]).timestamp(),
         )
 
 

@@ -16,7 +16,7 @@ from helpers.kube.client import LIMITS, PODS, Client
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.operator import Operator
 from helpers.kube.proxy import Call
-from helpers.kube.scene import Scene, Seen, Version, following_gate, provider_limits, scene
+from helpers.kube.scene import SOON_SECONDS, Scene, Seen, Version, following_gate, provider_limits, scene
 
 AT_A_TIME = 4
 READS = 9
@@ -124,6 +124,30 @@ async def run(
         following.cancel()
         done.deaths = seat.deaths
     return done
+
+
+@pytest.mark.timeout(180)  # a killed leader is waited for, and then the other does its work
+async def test_killed_at_any_call_for_the_lease_another_leads(control_plane: ControlPlane, admin: Client) -> None:
+    kills = [(method, is_after) for method in ("GET", "POST", "PUT") for is_after in (False, True)]
+    await asyncio.gather(*(handed_over(control_plane, admin, *kill) for kill in kills))
+
+
+async def handed_over(plane: ControlPlane, admin: Client, method: str, is_after: bool) -> None:
+    """An operator is killed at its first such call for the Lease, and another does what is to be done."""
+
+    def meets(call: Call) -> bool:
+        return call.method == method and "leases" in call.path.split("/")
+
+    async with scene(plane, admin) as there, AsyncExitStack() as stack:
+        seat = Seat(there, stack)
+        (there.proxy.lose_answer if is_after else there.proxy.lose)(meets, 1, seat.kill)
+        seat.operator = await stack.enter_async_context(there.operator("--identity", "first", alone=False))
+        async with asyncio.timeout(SOON_SECONDS):
+            await seat.killed.wait()
+        await there.create(provider_limits("a"))
+        second = await stack.enter_async_context(there.operator("--identity", "second", alone=False))
+        await second.line("leading")
+        await there.until(lambda seen: seen.reason("a", "Ready") == "NoGates")
 
 
 @asynccontextmanager

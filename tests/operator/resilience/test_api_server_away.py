@@ -55,13 +55,28 @@ async def test_after_a_minute_without_an_api_server_changes_reach_gates_within_3
         assert await operator.end() == 0
 
 
-async def test_changes_in_the_gap_of_an_expired_watch_are_seen(there: Scene) -> None:
+async def test_a_slow_api_server_makes_a_change_later_and_costs_nobody_the_lease(there: Scene, tmp_path: Path) -> None:
+    there.proxy.delay(1.0, lambda call: not call.watch)
+    async with there.operator(alone=False) as operator:
+        await there.until(lambda seen: seen.reason("a", "Ready") == "Ready")
+        began = time.monotonic()
+        await there.change("a", 70)
+        await there.until(lambda seen: seen.statuses["a"].get("usage", {}).get("requestsPerMinute") == "0/70")
+        assert "requestsPerMinute: 70" in (tmp_path / "gate-0" / "limits.yaml").read_text()
+        assert time.monotonic() - began < BACK_SECONDS
+        assert [line for line in operator.lines if "standing by" in line] == []
+
+
+@pytest.mark.parametrize("gone", ["in the watch", "as its answer"])
+async def test_changes_in_the_gap_of_an_expired_watch_are_seen(there: Scene, gone: str) -> None:
     async with there.operator("--interval", "10m"):  # so that no look but the watch's finds them
         await there.proxy.until(lambda calls: any(call.watch for call in calls))
         await there.until(lambda seen: seen.limits is not None)
         watches = sum(call.watch for call in there.proxy.calls)
+        if gone == "as its answer":
+            there.proxy.answer(410, lambda call: call.watch)
         gap = there.proxy.hold(lambda call: call.path.endswith("/providerlimits"))
-        await there.proxy.expire_watches()
+        await (there.proxy.expire_watches() if gone == "in the watch" else there.proxy.cut_watches())
         await there.change("a", 70)
         gap.set()
         await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 70" in seen.limits.text)
@@ -70,17 +85,20 @@ async def test_changes_in_the_gap_of_an_expired_watch_are_seen(there: Scene) -> 
         await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 80" in seen.limits.text)
 
 
-@pytest.mark.parametrize("kind", ["configmaps", "pods", "status", "events"])
+@pytest.mark.parametrize("kind", ["configmaps", "pods", "status", "events", "leases"])
 async def test_a_storm_of_conflicts_is_ridden_out_in_a_bounded_number_of_calls(there: Scene, kind: str) -> None:
     times = 5
     there.proxy.answer(409, lambda call: call.writes and kind in call.path.split("/"), times)
-    async with there.operator():
+    async with there.operator(alone=kind != "leases"):
         await there.until(lambda seen: seen.reason("a", "Ready") == "Ready")
         refused = [call for call in there.proxy.calls if call.writes and kind in call.path.split("/")]
         assert len(refused) <= times + 5
         quiet = len(there.proxy.calls)
         await there.turns(4)
-        assert [call for call in there.proxy.calls[quiet:] if call.writes] == []
+        # Its leader renews the Lease every two seconds.
+        assert [
+            call for call in there.proxy.calls[quiet:] if call.writes and "leases" not in call.path.split("/")
+        ] == []
 
 
 @pytest.mark.parametrize("status", [429, 500, 503])

@@ -35,7 +35,8 @@ pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("operator")]
 
 PATIENCE = 20.0
 """Seconds for what the operator does within one or two of its intervals."""
-CHANGES = 50
+CHANGES, ROUNDS = 50, 3
+GOOD = 100
 CHAT = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}
 NEAR = [("LimitNear", "User alice has used 80 % or more of requestsPerHour.")]
 REACHED = [("LimitReached", "User alice has used up requestsPerHour.")]
@@ -148,10 +149,10 @@ def person(control_plane: ControlPlane, namespace: str) -> Person:
     return Person(control_plane, namespace)
 
 
-async def became(gate: GatePod, *, refuses: bool, provider: str = "openai") -> None:
+async def became(gate: GatePod, *, refuses: bool, provider: str = "openai", user: str = "alice") -> None:
     """Wait until the gate decides so."""
     async with asyncio.timeout(PATIENCE):
-        while await gate.refuses(provider=provider) is not refuses:  # noqa: ASYNC110  another process: nobody tells us
+        while await gate.refuses(user, provider) is not refuses:  # noqa: ASYNC110  another process: nobody tells us
             await asyncio.sleep(0.002)
 
 
@@ -169,32 +170,40 @@ async def same_calls(admin: Client, gate: GatePod) -> float:
     return time.monotonic() - begun
 
 
-@pytest.mark.timeout(240)  # each change takes up to a second on a quiet machine
+async def changed(admin: Client, gate: GatePod, pauses: random.Random) -> tuple[list[float], list[float]]:
+    """What changes take from the apply to the gate's decision, and what their calls take if nobody ever waits."""
+    took, unwaited = [], []
+    for number in range(CHANGES):
+        refuses = number % 2 == 0
+        unwaited.append(await same_calls(admin, gate))
+        await asyncio.sleep(pauses.uniform(0, 0.35))
+        begun = time.monotonic()
+        await admin.apply(LIMITS, limits("openai", {"requestsPerMinute": 0 if refuses else 9_000_000}))
+        await became(gate, refuses=refuses)
+        took.append(time.monotonic() - begun)
+    return took, unwaited
+
+
+@pytest.mark.timeout(400)  # a round takes some 40 s; on a quiet machine there is one
 async def test_an_applied_change_is_decided_by_within_a_second(
     admin: Client, node: Kubelet, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    took, unwaited = [], []
     pauses = random.Random(4)  # changes come at any moment of the gate's and the operator's own rhythms
+    rounds: list[float] = []
     async with running_gate(node, "gate") as gate:
-        for number in range(CHANGES):
-            refuses = number % 2 == 0
-            unwaited.append(await same_calls(admin, gate))
-            await asyncio.sleep(pauses.uniform(0, 0.35))
-            begun = time.monotonic()
-            await admin.apply(LIMITS, limits("openai", {"requestsPerMinute": 0 if refuses else 9_000_000}))
-            await became(gate, refuses=refuses)
-            took.append(time.monotonic() - begun)
-
-    middle, worst, busy = percentile(took, 0.5), percentile(took, 0.99), percentile(unwaited, 0.99)
-    tell(
-        capsys,
-        f"apply -> decision, {CHANGES} changes: p50 {middle:.2f} s, p99 {worst:.2f} s; "
-        f"the same calls without a wait: p50 {percentile(unwaited, 0.5):.2f} s, p99 {busy:.2f} s",
-    )
-    # On a quiet machine all are within a second. The one slowest of fifty shows a stall of a busy one, and proves
-    # nothing about the operator: nine of ten have to be there, and none may have waited for the five seconds of a look.
-    assert percentile(took, 0.9) <= 1 + busy
-    assert worst < 3
+        while len(rounds) < ROUNDS and min(rounds, default=2.0) > 1:
+            took, unwaited = await changed(admin, gate, pauses)
+            slowest, busy = percentile(took, 0.99), percentile(unwaited, 0.99)
+            tell(
+                capsys,
+                f"apply -> decision, {CHANGES} changes: p50 {percentile(took, 0.5):.2f} s, p99 {slowest:.2f} s; "
+                f"the same calls without a wait: p50 {percentile(unwaited, 0.5):.2f} s, p99 {busy:.2f} s",
+            )
+            assert slowest < 3  # nobody waits for a look
+            rounds.append(slowest - busy)
+    # The slowest of fifty may be a stall of a busy machine, which proves nothing about the operator: one round of three
+    # has to be without, but for what such calls took that waited for nobody.
+    assert min(rounds) <= 1
 
 
 async def test_kubectl_apply_changes_what_a_client_behind_envoy_is_answered(person: Person, node: Kubelet) -> None:
@@ -217,6 +226,27 @@ async def test_kubectl_apply_changes_what_a_client_behind_envoy_is_answered(pers
             await eventually(is_admitted)
 
     assert (told, before) == ("providerlimits.sluice.dev/openai created", [200, 200, 429])
+
+
+async def test_kubectl_shows_how_the_provider_has_answered(person: Person, node: Kubelet) -> None:
+    async with StandIn() as provider:
+        await person.apply(limits("openai", {"requestsPerMinute": 60}, upstream=provider.url))
+        async with running_gate(node, "gate", "--envoy", "--listen", "127.0.0.1:0") as gate:
+            for status in (200, 429):
+                url = f"{gate.program.url}/openai/v1/chat/completions"
+                headers = {"x-user-id": "alice", "x-standin-status": str(status), "x-standin-output-tokens": "7"}
+                async with gate.program.client.post(url, json=CHAT, headers=headers) as answer:
+                    await answer.read()
+            await person.reads("openai", "ProviderThrottled", "True", "Throttled")
+            await person.reads("openai", "CommitsHealthy", "True", "Committed")
+            await person.reads("openai", "StoreHealthy", "True", "StoreHealthy")
+            shown = await person.status("openai")
+            told = [reason for reason, _ in await person.events("openai")]
+
+    assert shown["provider"] == {"throttled": 1, "lastStatus": 429}
+    assert shown["usage"]["committedTokens"] >= 7
+    assert "estimateError" in shown["usage"]
+    assert told.count("Throttled") == 1
 
 
 async def test_kubectl_shows_what_two_gates_have_counted(person: Person, node: Kubelet) -> None:
@@ -265,26 +295,33 @@ async def test_a_gate_that_dies_is_missing_in_the_count_and_named(person: Person
     assert message.startswith("1 of 2 gates run generation 1. No answer from gate-b (cannot be reached):")
 
 
-async def test_a_bad_object_keeps_its_last_good_form_and_the_good_ones_stay_live(
+def good(number: int, requests: int) -> Object:
+    """One of many objects, each for a user of its own."""
+    entry = {"match": {"subjects": [f"user-{number}"]}, "requestsPerMinute": requests}
+    return limits(f"good-{number}", entry, provider="anthropic")
+
+
+async def test_a_bad_object_keeps_its_last_good_form_and_a_hundred_good_ones_stay_live(
     own_control_plane: ControlPlane, folder: Path
 ) -> None:
     await asyncio.to_thread(own_control_plane.kubectl, *ANY_SPEC)
-    person, providers = Person(own_control_plane, "default"), ("openai", "anthropic")
-    account = grant(own_control_plane, "default")
+    person, account = Person(own_control_plane, "default"), grant(own_control_plane, "default")
     async with (
         client(own_control_plane) as admin,
         kubelet(admin, folder) as node,
         operating(account, "--namespace", "default", "--interval", "1s"),
     ):
-        for provider in providers:
-            await person.apply(limits(provider, {"requestsPerMinute": 0}, provider=provider))
+        await person.apply(limits("openai", {"requestsPerMinute": 0}))
+        await asyncio.gather(*(admin.create(LIMITS, good(number, 0)) for number in range(GOOD)))
         async with running_gate(node, "gate") as gate:
-            for provider in providers:
-                await person.reads(provider, "Ready", "True", "Ready")
+            await person.reads("openai", "Ready", "True", "Ready")
+            for number in range(GOOD):
+                await became(gate, refuses=True, provider="anthropic", user=f"user-{number}")
             await person.apply(limits("openai", {"requestsPerMinute": -1}))
             message = await person.reads("openai", "Accepted", "False", "Invalid")
-            await person.apply(limits("anthropic", {"requestsPerMinute": 9000}, provider="anthropic"))
-            await became(gate, refuses=False, provider="anthropic")
+            await asyncio.gather(*(admin.apply(LIMITS, good(number, 9000)) for number in range(GOOD)))
+            for number in range(GOOD):
+                await became(gate, refuses=False, provider="anthropic", user=f"user-{number}")
             assert await gate.refuses(provider="openai")
             row = await person.row("openai")
             await person.apply(limits("openai", {"requestsPerMinute": 9000}))

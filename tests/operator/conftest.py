@@ -13,6 +13,8 @@ from helpers.kube.client import LIMITS, NAMESPACES, PODS, Client, client
 from helpers.kube.control_plane import ControlPlane, running
 
 CRD = ROOT / "crds/providerlimits.yaml"
+ESTABLISHED = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
+"""`--for=condition=Established` fails at once where the conditions are still null."""
 numbers = count(1)
 
 
@@ -72,4 +74,4 @@ async def _new_namespace(plane: ControlPlane) -> AsyncIterator[Client]:
 
 def _install(plane: ControlPlane) -> None:
     plane.kubectl("create", "-f", str(CRD))
-    plane.kubectl("wait", "--for=condition=Established", "crd/providerlimits.sluice.dev", "--timeout=20s")
+    plane.kubectl("wait", ESTABLISHED, "crd/providerlimits.sluice.dev", "--timeout=20s")

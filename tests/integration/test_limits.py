@@ -89,6 +89,23 @@ async def test_calls_wait_for_the_one_slot_and_what_they_used_is_counted(usage: 
         assert system.snapshot().totals.committed_tokens == 60
 
 
+@pytest.mark.parametrize("usage", list(UsageSource))
+async def test_input_and_output_are_limited_apart(usage: UsageSource) -> None:
+    def document(upstream: str) -> str:
+        return limits("openai", upstream, {"inputTokensPerMinute": 1000, "outputTokensPerMinute": 50})
+
+    async with running_system(document, usage) as system:
+        assert (await call(system, input_tokens=300, output_tokens=12))[0] == 200
+        assert (await call(system, input_tokens=400, output_tokens=19))[0] == 200
+        await system.settled()
+        status, refused = await call(system)  # it may bring 20 tokens more
+        assert used(system) == {"inputTokensPerMinute": 700, "outputTokensPerMinute": 31}
+        assert (await call(system, body=ASKED | {"max_tokens": 19}))[0] == 200
+    assert status == 429
+    assert "Limit of 50 output tokens per minute reached" in refused["error"]["message"]
+    assert refused["error"]["type"] == "tokens"
+
+
 async def test_telemetry_tells_of_every_call_from_end_to_end() -> None:
     journal = Journal()
 

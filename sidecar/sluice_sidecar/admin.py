@@ -91,7 +91,14 @@ class Admin:
         selection = status.Selection(**{name: request.query.get(name) for name in SELECTORS})
         fullest = status.Fullest(selection, int(request.query.get(LIMIT, status.MOST_BUCKETS)))
         await self._gather(fullest)
-        answer = status.document(self._health, self._gate.engine.summary(), fullest, self._recent.by_provider())
+        providers = [policy.provider for policy in self._gate.policies.values()]
+        answer = status.document(
+            self._health,
+            self._gate.engine.summary(),
+            fullest,
+            self._recent.by_provider(),
+            status.estimation(providers, self._gate.learner),
+        )
         return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
 
     async def _gather(self, fullest: status.Fullest) -> None:

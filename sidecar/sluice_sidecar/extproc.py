@@ -22,8 +22,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any, TypeAlias
 
-from sluice.core.permits import Permit
+from sluice.core.buckets import Charge
+from sluice.core.permits import Permit, Settled
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
+from sluice.usage.learning import Lesson
 from sluice.usage.profiles.profile import UsageFields
 from sluice.usage.readers import UsageReader, is_stream, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
@@ -128,9 +130,11 @@ class CallStream:
         self._calls.streams.pop(permit.lease, None)
         now = self._calls.gate.clock()
         try:
-            settlement = self._settlement(self._facts)
+            settlement, usage = self._settlement(self._facts)
             if settlement.charge is not None:
-                permit.commit_tokens(settlement.charge, now, settlement.settled)
+                settled = permit.commit_tokens(settlement.charge, now, settlement.settled)
+                if settled and settlement.settled is Settled.COMMITTED and usage is not None:
+                    self._learn(self._facts, settlement.charge, usage)
         finally:
             permit.release(now)
             self._calls.gate.rearm()
@@ -138,7 +142,14 @@ class CallStream:
             for tell in self._calls.on_throttled:
                 tell(permit.call.applied[0].key.provider, self._status)
 
-    def _settlement(self, facts: CallFacts) -> Settlement:
+    def _learn(self, facts: CallFacts, charge: Charge, usage: Usage) -> None:
+        """What the call has shown: its input as far as it counts, and its output."""
+        counted = None if usage.input_tokens is None else facts.scale.fresh_input(charge)
+        if counted is not None or usage.output_tokens is not None:
+            self._calls.gate.learn(facts.kind, Lesson(*facts.asked, counted, usage.output_tokens))
+
+    def _settlement(self, facts: CallFacts) -> tuple[Settlement, Usage | None]:
+        """What the call is charged, and the usage that was told."""
         # Where the body is watched, its end is seen. Where it is not, a stream that just closes belongs to a whole
         # answer that told no usage, or to an Envoy that died; cuts are told.
         complete = self._ended or not (self._cut or self._sees_body)
@@ -148,7 +159,8 @@ class CallStream:
         if self._sent > self._read:
             unread, event_bytes = self._sent - self._read, facts.shape.response.event_bytes
             seen += unread_output(unread, event_bytes, facts.estimate, is_stream=self._is_stream)
-        return settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen, scale=facts.scale)
+        settlement = settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen, scale=facts.scale)
+        return settlement, usage
 
     def _claim(self, lease: str) -> bool:
         permit = self._calls.gate.engine.claim(lease, self._calls.gate.clock()) if lease else None

@@ -15,6 +15,7 @@ from sluice.core.engine import Engine
 from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
+from sluice.usage.learning import Kind, Learner, Lesson
 from sluice_sidecar.identity import fixed_subjects, told_subjects
 from sluice_sidecar.logs import whereabouts
 
@@ -44,6 +45,7 @@ class Gate:
     def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
         self.engine = engine
         self.clock = clock
+        self.learner = Learner()
         self.policies: Mapping[str, Policy] = MappingProxyType({})
         self._timer: asyncio.TimerHandle | None = None
         self._armed = NEVER
@@ -57,6 +59,7 @@ class Gate:
                 for name, provider in configuration.providers.items()
             }
         )
+        self.learner.keep(frozenset(self.policies))
         self.engine.swap(configuration.rules, self.clock())
         self.rearm()
 
@@ -90,6 +93,12 @@ class Gate:
             self.engine.cancel(waiter, self.clock())
             self.rearm()
             raise
+
+    def learn(self, kind: Kind, lesson: Lesson) -> None:
+        """A call has ended well: whatever is in force, later ones may be judged by it."""
+        policy = self.policies.get(kind.provider)
+        if policy is not None:
+            self.learner.learn(kind, lesson, policy.provider.estimation.quantile)
 
     def rearm(self) -> None:
         """Look after whoever waits; for everybody who has told the engine of something that may make room."""

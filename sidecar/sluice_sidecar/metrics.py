@@ -62,6 +62,8 @@ class EventCounts:
         self.admitted: defaultdict[str, int] = defaultdict(int)
         self.expiries: defaultdict[str, int] = defaultdict(int)
         self.committed_tokens: defaultdict[str, int] = defaultdict(int)
+        self.error_tokens: defaultdict[str, int] = defaultdict(int)
+        self.underestimated: defaultdict[str, int] = defaultdict(int)
         self.throttled_calls: defaultdict[str, int] = defaultdict(int)
         self.refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.shadow_refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -77,6 +79,8 @@ class EventCounts:
         if permit.settled is Settled.COMMITTED:
             provider = _provider(permit)
             self.committed_tokens[provider] += permit.tokens
+            self.error_tokens[provider] += abs(permit.tokens - permit.estimate)
+            self.underestimated[provider] += permit.tokens > permit.estimate
             if permit.estimate:
                 self.ratios[provider].observe(permit.tokens / permit.estimate)
 
@@ -142,6 +146,10 @@ class GateCollector(Collector):
         )
         ratio = "Tokens really used for each token estimated, by call."
         yield _histogram("sluice_estimate_ratio", ratio, counts.ratios)
+        error = "How far estimates were from what was used, in either direction, summed over the calls that told it."
+        yield _counter("sluice_estimate_error_tokens", error, counts.error_tokens)
+        under = "Calls that used more than was estimated."
+        yield _counter("sluice_calls_underestimated", under, counts.underestimated)
 
     def _state(self) -> Iterator[Metric]:
         summary, health = self._summary(), self._health

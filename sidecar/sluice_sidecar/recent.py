@@ -1,7 +1,7 @@
 """What became of each provider's calls in the last five minutes.
 
 Time is cut into 60 slots of five seconds, aligned to the clock; a slot counts until all of it has left the five
-minutes, so what is told covers them and up to one slot more. A `SlidingWindow` would hold two amounts; here are eleven
+minutes, so what is told covers them and up to one slot more. A `SlidingWindow` would hold two amounts; here are twelve
 that change together, so a slot is an object of its own, and an event a look-up and an addition or two. There are at
 most 61 of them for each provider that the limits have ever named.
 """
@@ -40,6 +40,8 @@ class Tally:
     committed_tokens: int = 0
     estimate_error_tokens: int = 0
     """The sum of |estimate - actual| over the committed calls."""
+    underestimated: int = 0
+    """Committed calls that used more than was estimated."""
 
     def add(self, later: Tally) -> None:
         """Count what came after this as well."""
@@ -54,6 +56,7 @@ class Tally:
         self.last_throttled_status = later.last_throttled_status or self.last_throttled_status
         self.committed_tokens += later.committed_tokens
         self.estimate_error_tokens += later.estimate_error_tokens
+        self.underestimated += later.underestimated
 
 
 class RecentCounts:
@@ -96,6 +99,7 @@ class RecentCounts:
         tally.committed += 1
         tally.committed_tokens += permit.tokens
         tally.estimate_error_tokens += abs(permit.tokens - permit.estimate)
+        tally.underestimated += permit.tokens > permit.estimate
 
     def rejected(self, call: Call, refusal: Refusal, waited: int) -> None:
         self._now(refusal.key.provider).rejected += 1

@@ -24,7 +24,8 @@ from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.counting import Scale, scale_of
-from sluice.usage.estimate import Estimate, estimate
+from sluice.usage.estimate import Asked, Estimate, asked, estimate
+from sluice.usage.learning import Kind, least_cap
 from sluice.usage.profiles import Api, Shape
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
@@ -57,9 +58,12 @@ class CallFacts(NamedTuple):
 
     shape: Shape
     """The API that it calls."""
+    asked: Asked
     estimate: Estimate
     scale: Scale
     """How its provider counts its tokens."""
+    kind: Kind
+    """Which calls are like it."""
 
 
 class RateLimitService:
@@ -137,16 +141,24 @@ class RateLimitService:
         unit = facts.get("unit")
         if hits is not None or unit is not None:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
-        expected = estimate(
-            facts,
-            policy.provider.estimation.default_output_tokens,
-            min((cap for _, limits in applied if (cap := limits.smallest_token_cap) is not None), default=None),
-            min((cap for _, limits in applied if (cap := limits.smallest_output_cap) is not None), default=None),
-        )
         profile = policy.provider.profile
-        scale = scale_of(profile.counting, model)
+        shape, scale = profile.shape(facts.get("api", "")), scale_of(profile.counting, model)
+        request = asked(facts, brings_output=shape.request.brings_output)
+        kind = Kind(provider, model, tuple([rule for _, _, rule in applied]), least_cap(request.output_cap))
+        expected = estimate(
+            request,
+            policy.provider.estimation,
+            self._gate.learner.experience(kind),
+            scale,
+            smallest_cap=_smallest(limits.smallest_token_cap for _, limits, _ in applied),
+            smallest_output_cap=_smallest(limits.smallest_output_cap for _, limits, _ in applied),
+        )
         demand = Demand(1, 1, *scale.reservation(expected.input_tokens, expected.output_tokens))
-        return Call(applied, demand, patience, CallFacts(profile.shape(facts.get("api", "")), expected, scale))
+        return Call(applied, demand, patience, CallFacts(shape, request, expected, scale, kind))
+
+
+def _smallest(caps: Iterable[int | None]) -> int | None:
+    return min((cap for cap in caps if cap is not None), default=None)
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:

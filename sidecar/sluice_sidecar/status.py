@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 import heapq
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from sluice import __version__
+from sluice.config.merge import Provider
 from sluice.core.buckets import RECENT
 from sluice.core.keys import OVERFLOW, OVERFLOW_SHOWN, BucketKey
 from sluice.core.limits import SECOND
 from sluice.core.states import BucketState, LastRefusal, Summary
+from sluice.usage.learning import MOST_OUTPUT, Experience, Kind, Learner
 from sluice_sidecar.health import Health
 from sluice_sidecar.logs import utc
 from sluice_sidecar.recent import Tally
 
 MOST_BUCKETS: Final = 1000
 """Buckets in one answer; the fullest are shown."""
+MOST_LEARNED: Final = 20
+"""Kinds of calls in one answer of which is told what was learned; those with most calls."""
 
 Json = Any
 
@@ -69,8 +73,14 @@ class Fullest:
         return self._seen - len(self._heap)
 
 
-def document(health: Health, summary: Summary, fullest: Fullest, recent: Mapping[str, Tally]) -> dict[str, Json]:
-    """The answer of `/status`. Totals and what was counted lately are of everything, whatever is selected."""
+def document(
+    health: Health,
+    summary: Summary,
+    fullest: Fullest,
+    recent: Mapping[str, Tally],
+    estimation: Mapping[str, Json],
+) -> dict[str, Json]:
+    """The answer of `/status`. Only buckets are selected: all the rest is of everything."""
     totals = summary.totals
     return {
         "version": __version__,
@@ -102,6 +112,15 @@ def document(health: Health, summary: Summary, fullest: Fullest, recent: Mapping
             "seconds": RECENT // SECOND,
             "providers": {provider: _recent(tally) for provider, tally in sorted(recent.items())},
         },
+        "estimation": estimation,
+    }
+
+
+def estimation(providers: Iterable[Provider], learner: Learner) -> dict[str, Json]:
+    """By what calls are judged: each provider's mode, and what was learned of the kinds with most calls."""
+    return {
+        "modes": {provider.name: provider.estimation.mode for provider in providers},
+        "learned": [_learned(kind, experience) for kind, experience in learner.most_taught(MOST_LEARNED)],
     }
 
 
@@ -158,6 +177,24 @@ def _recent(tally: Tally) -> dict[str, Json]:
         **({"lastThrottledStatus": tally.last_throttled_status} if tally.throttled else {}),
         "committedTokens": tally.committed_tokens,
         "estimateErrorTokens": tally.estimate_error_tokens,
+        "underestimated": tally.underestimated,
+    }
+
+
+def _learned(kind: Kind, experience: Experience) -> dict[str, Json]:
+    ratio, output = experience.bytes_per_token, experience.output
+    brings: dict[str, Json]
+    if kind.least_cap is None:
+        brings = {"outputTokens": output and int(output)}
+    else:
+        brings = {"capsFrom": kind.least_cap, "outputShare": output and round(output / MOST_OUTPUT, 6)}
+    return {
+        "provider": kind.provider,
+        "model": kind.model,
+        "entries": list(kind.entries),
+        "calls": experience.samples,
+        "bytesPerToken": ratio and round(ratio, 2),
+        **brings,
     }
 
 

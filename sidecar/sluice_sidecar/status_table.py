@@ -7,6 +7,7 @@ from typing import Any, Final
 
 from sluice.core.limits import Cap
 from sluice.errors import Problem
+from sluice.usage.profiles.profile import Mode
 
 Json = Any
 
@@ -25,6 +26,7 @@ _COLUMNS: Final = {
     Cap.OUTPUT_TOKENS_PER_DAY: "OTPD",
 }
 """The first two are always shown, the others where a bucket has one."""
+MOST_LEARNED: Final = 5
 _ALWAYS: Final = (Cap.REQUESTS_PER_MINUTE, Cap.TOKENS_PER_MINUTE)
 
 
@@ -40,7 +42,29 @@ def table(status: Mapping[str, Json]) -> str:
     lines = _aligned(rows) if buckets else ["no bucket: no such call has met a limit lately"]
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
-    return "\n".join([*lines, "", _totals(status["totals"]), *_configuration(status)])
+    return "\n".join([*lines, *_learned(status), "", _totals(status["totals"]), *_configuration(status)])
+
+
+def _learned(status: Mapping[str, Json]) -> list[str]:
+    """What calls are judged by, of those with most calls; nothing where no provider's are judged by it."""
+    estimation = status.get("estimation", {"modes": {}, "learned": []})
+    learns = {provider for provider, mode in estimation["modes"].items() if mode == Mode.LEARNED}
+    known = [kind for kind in estimation["learned"] if kind["provider"] in learns][:MOST_LEARNED]
+    head = ["PROVIDER", "MODEL", "ENTRIES", "CAPS FROM", "CALLS", "BYTES/TOKEN", "OUTPUT"]
+    return ["", *_aligned([head, *map(_kind, known)])] if known else []
+
+
+def _kind(kind: Mapping[str, Json]) -> list[str]:
+    share, tokens = kind.get("outputShare"), kind.get("outputTokens")
+    return [
+        kind["provider"],
+        _printable(kind["model"]) or '""',
+        ", ".join(kind["entries"]),
+        str(kind.get("capsFrom", "-")),
+        str(kind["calls"]),
+        str(kind["bytesPerToken"] or "-"),
+        f"{share:.1%} of the cap" if share else str(tokens or "-"),
+    ]
 
 
 def _row(bucket: Mapping[str, Json], caps: Iterable[Cap], *, narrowed: bool, refused: bool) -> list[str]:

@@ -5,10 +5,12 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
-from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
+from sluice.usage.profiles.profile import Mode as EstimationMode
 
 COUNTS = st.one_of(st.sampled_from([0, 1, MAX_COUNT]), st.integers(0, MAX_COUNT))
 LABELS = st.lists(st.text("ab09", min_size=1, max_size=9), min_size=1, max_size=3).map("-".join)
@@ -64,6 +66,11 @@ def documents(draw: st.DrawFn) -> ProviderLimits:
         api=draw(st.sampled_from(Api)),
         upstream=draw(st.sampled_from(["http://", "https://"])) + host + port,
         failure_policy=draw(st.sampled_from(FailurePolicy)),
-        estimation=Estimation(draw(st.integers(1, MAX_COUNT))),
+        estimation=Estimation(
+            draw(st.none() | st.sampled_from(EstimationMode)),
+            draw(st.integers(1, 64)),
+            draw(st.integers(1, MAX_COUNT)),
+            draw(st.integers(1, 99)),
+        ),
         limits=tuple(entries),
     )

@@ -13,9 +13,10 @@ from typing import Any
 from helpers.envoy import RunningEnvoy, free_port, running_envoy, short_folder
 from helpers.recording import Answer, Entries, Received, RecordingGate, RecordingProvider, providing, send, serving
 from sluice.config.merge import Configuration, merge
-from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, bootstrap, write_files
 

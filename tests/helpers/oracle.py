@@ -170,7 +170,7 @@ class Oracle:
     def check_refusal(self, call: Call, refusal: Refusal) -> None:
         """For a call refused at once while nobody waits: one of its buckets has no room, not even a slot later."""
         demand = call.demand
-        for key, limits in call.applied:
+        for key, limits, _ in call.applied:
             if limits.mode is Mode.SHADOW:
                 continue
             cap = limits.max_concurrent
@@ -186,7 +186,7 @@ class Oracle:
         """True if every window has room for the call at that time, if nothing else happens: by slots, to the ns."""
         return all(
             self._left(key, window, then)
-            for key, limits in call.applied
+            for key, limits, _ in call.applied
             if limits.mode is Mode.ENFORCE
             for window in windows(limits, call.demand)
         )

@@ -109,6 +109,7 @@ async def test_answers_by_which_the_provider_throttles_are_counted_once_and_refu
                 "lastThrottledStatus": 529,
                 "committedTokens": 0,
                 "estimateErrorTokens": 0,
+                "underestimated": 0,
             }
         },
     }

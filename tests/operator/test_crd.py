@@ -62,6 +62,7 @@ STATUS = {
         "committedTokens": 1000,
         "estimatedCalls": 4,
         "estimateError": "37%",
+        "underestimated": "6%",
     },
     "hottest": [{**BUCKET, "used": 41, "limit": 60, "percent": 68}],
     "pressure": [{**BUCKET, "level": "High"}],
@@ -313,7 +314,10 @@ async def test_a_field_that_is_null_is_dropped_by_the_api_server_before_the_gate
 async def test_defaults_are_filled_in_where_people_look(admin: Client) -> None:
     spec = (await admin.create(LIMITS, manifest(entry())))["spec"]
 
-    assert (spec["failurePolicy"], spec["estimation"]) == ("Allow", {"defaultOutputTokens": 256})
+    assert (spec["failurePolicy"], spec["estimation"]) == (
+        "Allow",
+        {"charsPerToken": 4, "defaultOutputTokens": 256, "quantile": 90},
+    )
     assert spec["limits"] == [entry(maxWait="0s", mode="Enforce")]
 
 

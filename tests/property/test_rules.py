@@ -62,7 +62,7 @@ def test_a_bucket_finds_the_limits_by_which_it_was_made(
     rules: list[Rule], subjects: dict[Scope, str], model: str
 ) -> None:
     book = RuleBook(tuple(rules))
-    for key, limits in book.match(PROVIDER, subjects, model):
+    for key, limits, _ in book.match(PROVIDER, subjects, model):
         assert book.limits_of(key) == limits
 
 

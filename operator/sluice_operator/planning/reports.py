@@ -78,6 +78,8 @@ class Recent:
     committed_tokens: int = 0
     estimate_error_tokens: int = 0
     """The sum of |estimate - actual| over the calls that were committed."""
+    underestimated: int = 0
+    """Committed calls that used more than was estimated."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +159,7 @@ _RECENT: Final = {
     "lastThrottledStatus": "last_throttled_status",
     "committedTokens": "committed_tokens",
     "estimateErrorTokens": "estimate_error_tokens",
+    "underestimated": "underestimated",
 }
 _REQUIRED: Final[Any] = object()
 

@@ -171,6 +171,7 @@ def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Rec
         "committedTokens": _shown(recent.committed_tokens),
         "estimatedCalls": _shown(recent.estimated),
         **({"estimateError": f"{_error(recent)}%"} if recent.committed_tokens else {}),
+        **({"underestimated": f"{_underestimated(recent)}%"} if recent.committed else {}),
     }
 
 
@@ -310,6 +311,10 @@ def _percent(use: Use) -> int:
 
 def _error(recent: Recent) -> int:
     return min(100 * recent.estimate_error_tokens // recent.committed_tokens, LARGEST_PERCENT)
+
+
+def _underestimated(recent: Recent) -> int:
+    return min(100 * recent.underestimated // recent.committed, LARGEST_PERCENT)
 
 
 def _shown(count: int) -> int:

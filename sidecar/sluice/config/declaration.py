@@ -23,10 +23,12 @@ from sluice.schema.declare import (
     is_sound,
 )
 from sluice.schema.yamltext import Tree
-from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
+from sluice.usage.estimation import BYTES_PER_TOKEN, DEFAULT_OUTPUT_TOKENS, DEFAULT_QUANTILE
+from sluice.usage.learning import MOST_BYTES
 from sluice.usage.profiles import Api
 from sluice.usage.profiles.catalog import WITHOUT_ADDRESS, built_in_names
 from sluice.usage.profiles.declaration import OVERRIDES, PROVIDER, UPSTREAM
+from sluice.usage.profiles.profile import Mode as EstimationMode
 
 API_VERSION: Final = "sluice.dev/v1alpha1"
 KIND: Final = "ProviderLimits"
@@ -104,11 +106,26 @@ def _entries(spec: dict[str, Tree]) -> list[tuple[str, dict[str, Tree]]]:
 
 ESTIMATION: Final = Object(
     {
+        "mode": Field(
+            Word(tuple(EstimationMode)),
+            "What a call's output is guessed by: Declared takes the cap that it declares, Learned what calls like it "
+            "have used, Fixed the default whatever it declares. Absent: as is closest to the provider's own count.",
+        ),
+        "charsPerToken": Field(
+            Integer(1, MOST_BYTES),
+            "Bytes of a request's body that are taken for one token of input, until it is learned what they are.",
+            default=BYTES_PER_TOKEN,
+        ),
         "defaultOutputTokens": Field(
             Integer(1, MAX_COUNT),
-            "Output tokens that are reserved for a call that declares no cap on its output; never more than a quarter "
-            "of the smallest token cap it meets.",
+            "Output tokens that are reserved for a call that declares no cap on its output, until it is learned what "
+            "such calls bring; never more than a quarter of the smallest token cap it meets.",
             default=DEFAULT_OUTPUT_TOKENS,
+        ),
+        "quantile": Field(
+            Integer(1, 99),
+            "Of a hundred calls so many shall use no more than what is learned: more reserve more and go over it less.",
+            default=DEFAULT_QUANTILE,
         ),
     }
 )

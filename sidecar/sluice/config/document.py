@@ -8,7 +8,6 @@ from typing import Any, Final, NamedTuple
 
 from sluice.config import declaration
 from sluice.config.types import (
-    Estimation,
     FailurePolicy,
     LimitEntry,
     ProviderLimits,
@@ -21,7 +20,9 @@ from sluice.errors import InvalidDocument, Problem
 from sluice.schema.declare import Mistake, is_sound, mistakes, with_defaults
 from sluice.schema.durations import format_duration, parse_duration
 from sluice.schema.yamltext import Tree, Unreadable, read
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Api
+from sluice.usage.profiles.profile import Mode as EstimationMode
 
 MAX_PROBLEMS: Final = 100
 """Mistakes reported of one text: more than a person reads, and a bound on what a hostile text can make us write."""
@@ -68,7 +69,7 @@ def to_manifest(document: ProviderLimits) -> dict[str, Any]:
             "upstream": document.upstream,
             "failurePolicy": str(document.failure_policy),
             **({"profile": document.profile} if document.profile else {}),
-            "estimation": {"defaultOutputTokens": document.estimation.default_output_tokens},
+            "estimation": _estimation_to_manifest(document.estimation),
             "limits": [_entry_to_manifest(entry) for entry in document.limits],
         },
     }
@@ -135,7 +136,7 @@ def _built(tree: Tree, source: str) -> ProviderLimits:
         api=Api(spec["api"]),
         upstream=spec["upstream"],
         failure_policy=FailurePolicy(spec["failurePolicy"]),
-        estimation=Estimation(spec["estimation"]["defaultOutputTokens"]),
+        estimation=_estimation(spec["estimation"]),
         limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
         profile=spec.get("profile", {}),
         source=source,
@@ -148,6 +149,15 @@ def _of_profile(provider: str) -> dict[str, Any]:
         return {}
     profile = BUILT_IN.profile(provider)
     return {"api": profile.api, **({"upstream": profile.upstream} if profile.upstream else {})}
+
+
+def _estimation(estimation: Mapping[str, Any]) -> Estimation:
+    return Estimation(
+        mode=EstimationMode(estimation["mode"]) if "mode" in estimation else None,
+        bytes_per_token=estimation["charsPerToken"],
+        default_output_tokens=estimation["defaultOutputTokens"],
+        quantile=estimation["quantile"],
+    )
 
 
 def _subject(subject: Mapping[str, Any]) -> SubjectSource:
@@ -170,6 +180,15 @@ def _entry(entry: Mapping[str, Any], subject: SubjectSource) -> LimitEntry:
         models=tuple(entry["match"].get("models", ())),
         limits=Limits(**caps, max_wait=parse_duration(entry["maxWait"]) or 0, mode=Mode(entry["mode"])),
     )
+
+
+def _estimation_to_manifest(estimation: Estimation) -> dict[str, Any]:
+    return {
+        **({"mode": str(estimation.mode)} if estimation.mode else {}),
+        "charsPerToken": estimation.bytes_per_token,
+        "defaultOutputTokens": estimation.default_output_tokens,
+        "quantile": estimation.quantile,
+    }
 
 
 def _entry_to_manifest(entry: LimitEntry) -> dict[str, Any]:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TypeAlias
 
 from sluice.config.declaration import KIND
 from sluice.config.entries import claims_of
-from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.durations import format_duration
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Catalog, Profile
 
 _Claim: TypeAlias = tuple[str, Scope, str, str]
@@ -31,6 +32,7 @@ class Provider:
     upstream: str
     failure_policy: FailurePolicy
     estimation: Estimation
+    """With a mode: where the document says none, that of the profile."""
     subjects: Mapping[Scope, SubjectSource]
     """Where the subject of each scope that is limited is read."""
 
@@ -171,12 +173,13 @@ def _providers(documents: tuple[ProviderLimits, ...], catalog: Catalog) -> dict[
     providers: dict[str, Provider] = {}
     for document in documents:
         known = providers.get(document.provider)
+        profile = catalog.profile(document.provider, document.api, document.profile)
         providers[document.provider] = Provider(
             document.provider,
-            catalog.profile(document.provider, document.api, document.profile),
+            profile,
             document.upstream,
             document.failure_policy,
-            document.estimation,
+            replace(document.estimation, mode=document.estimation.mode or profile.counting.mode),
             MappingProxyType({**(known.subjects if known else {}), **_sources(document)}),
         )
     return providers
@@ -188,8 +191,8 @@ def _facts(configuration: Configuration) -> dict[str, dict[str, str]]:
     for document in configuration.documents:
         of_provider = facts.setdefault(document.provider, _provider_facts(document))
         of_provider.update((f"{scope} from", _told(source)) for scope, source in _sources(document).items())
-        for entry in document.limits:
-            facts[_entry_name(document.provider, entry)] = _limit_facts(entry.limits)
+        for rule in rules_of(document):
+            facts[f"{rule.provider} {rule.name}"] = _limit_facts(rule.limits)
     return facts
 
 
@@ -200,13 +203,11 @@ def _provider_facts(document: ProviderLimits) -> dict[str, str]:
         "upstream": document.upstream,
         "failurePolicy": document.failure_policy,
         **({"profile": json.dumps(document.profile, sort_keys=True)} if document.profile else {}),
+        **({"estimation.mode": document.estimation.mode} if document.estimation.mode else {}),
+        "estimation.charsPerToken": str(document.estimation.bytes_per_token),
         "estimation.defaultOutputTokens": str(document.estimation.default_output_tokens),
+        "estimation.quantile": str(document.estimation.quantile),
     }
-
-
-def _entry_name(provider: str, entry: LimitEntry) -> str:
-    patterns = [",".join(sorted(entry.subjects)) or "*", ",".join(sorted(entry.models))]
-    return " ".join(filter(None, (provider, entry.scope, *patterns)))
 
 
 def _limit_facts(limits: Limits) -> dict[str, str]:

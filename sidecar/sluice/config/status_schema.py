@@ -93,6 +93,7 @@ _USAGE: Final = _object(
         "committedTokens": _count("Tokens that calls which ended in the last 5 minutes have used."),
         "estimatedCalls": _count("Calls of the last 5 minutes whose usage had to be guessed."),
         "estimateError": _text("How far estimates were from what was used in the last 5 minutes: 37%.", 20),
+        "underestimated": _text("How many calls of the last 5 minutes used more than was estimated: 6%.", 20),
     },
 )
 

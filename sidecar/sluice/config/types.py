@@ -9,7 +9,7 @@ from typing import Any
 
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
-from sluice.usage.estimate import DEFAULT_OUTPUT_TOKENS
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
 
 
@@ -50,14 +50,6 @@ class LimitEntry:
     models: tuple[str, ...]
     """`match.models`; empty for every model."""
     limits: Limits
-
-
-@dataclass(frozen=True, slots=True)
-class Estimation:
-    """How the cost of a call is guessed before it is known."""
-
-    default_output_tokens: int = DEFAULT_OUTPUT_TOKENS
-    """From 1 to `MAX_COUNT`."""
 
 
 @dataclass(frozen=True, slots=True)

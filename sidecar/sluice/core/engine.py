@@ -108,7 +108,7 @@ class Engine:
             demand = call.demand.bounded()
             if demand is not call.demand:
                 call = call._replace(demand=demand)
-            buckets = tuple([self._bucket(key, limits) for key, limits in call.applied])
+            buckets = tuple([self._bucket(key, limits) for key, limits, _ in call.applied])
             for bucket in buckets:
                 if not bucket.admits(now, demand):
                     return self._consider_newcomer(call, buckets, now)

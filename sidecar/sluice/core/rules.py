@@ -26,11 +26,16 @@ class Rule:
     limits: Limits
     subjects: tuple[str, ...] = ()
     models: tuple[str, ...] = ()
+    key_models: str = field(init=False, repr=False, compare=False)
+    """Its models as they stand in a `BucketKey`."""
+    name: str = field(init=False, repr=False, compare=False)
+    """What tells it from the other rules of its provider, whatever its limits become: `User alice,team-* gpt-5*`."""
 
-    @property
-    def key_models(self) -> str:
-        """Its models as they stand in a `BucketKey`."""
-        return ",".join(sorted(self.models)) if self.models else ""
+    def __post_init__(self) -> None:
+        models = ",".join(sorted(self.models))
+        subjects = ",".join(sorted(self.subjects)) or "*"
+        object.__setattr__(self, "key_models", models)
+        object.__setattr__(self, "name", f"{self.scope} {subjects} {models}".rstrip())
 
 
 class Applied(NamedTuple):
@@ -38,6 +43,8 @@ class Applied(NamedTuple):
 
     key: BucketKey
     limits: Limits
+    rule: str = ""
+    """The name of the rule that says so."""
 
 
 def fits(patterns: Iterable[str], value: str) -> bool:
@@ -104,7 +111,7 @@ class RuleBook:
             rule = _most_specific(rules, subject, model)
             if rule is not None:
                 key = BucketKey(provider, scope, subject, rule.key_models)
-                applied.append(Applied(key, rule.limits))
+                applied.append(Applied(key, rule.limits, rule.name))
         return tuple(applied)
 
     def limits_of(self, key: BucketKey) -> Limits:

@@ -40,6 +40,18 @@ class Scale(NamedTuple):
         tokens = min(counted - (-output_tokens * weights.output // 100), MAX_COUNT)
         return Charge(tokens, counted, min(output_tokens, MAX_COUNT))
 
+    def output_within(self, tokens: int, input_tokens: int) -> int:
+        """The most output for which no more than so many tokens are reserved beside so much input, from 0."""
+        weights = self.weights
+        if not weights.output:
+            return MAX_COUNT
+        taken = -(-input_tokens * weights.input // 100) if self.combine is Combine.SUM else 0
+        return min(max(0, tokens - taken) * 100 // weights.output, MAX_COUNT)
+
+    def fresh_input(self, charge: Charge) -> int | None:
+        """The input that would have cost as much if no cache had had a part in it; None where input costs nothing."""
+        return min(charge.input_tokens * 100 // self.weights.input, MAX_COUNT) if self.weights.input else None
+
 
 PLAIN: Scale = Scale()
 """Every token counts once."""

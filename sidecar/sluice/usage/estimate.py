@@ -1,12 +1,22 @@
-"""What a call is expected to cost, from what its request says of itself.
+"""What a call is expected to cost, from what its request says of itself and from what was learned of calls like it.
 
-Input is the body's size over `BYTES_PER_TOKEN`. Output is the largest cap the request sets on it, times the number of
-answers it asks for. A request that sets no cap is expected to produce a default, lowered where the call meets a small
-token cap: so far that input and output together stay within a quarter of that cap, or the output alone within a
-quarter of a cap on output, but never below 1. Nothing else is lowered: a declared cap is the caller's word, and an
-input is there whatever its size. So a call can be too large for ever by its own input or its own word, never by our
-default, and a few that declare nothing fit side by side.
-"""
+| mode | input | output |
+| --- | --- | --- |
+| `Declared` | the body's size over `charsPerToken` | the declared cap; the default where none is declared |
+| `Learned` | the size over the bytes a token that were learned | the declared cap times the share that was learned; the output that was learned where none is declared; as above while too little is known |
+| `Fixed` | the body's size over `charsPerToken` | the default, whatever is declared; the declared cap where that is lower |
+
+The declared cap is the largest that the request sets on its output, times the number of answers it asks for.
+
+Whatever is not the caller's own word is lowered where the call meets a small token cap: so far that what is reserved for
+input and output stays within a quarter of that cap, and for the output within a quarter of a cap on output, but never
+below 1.
+The output of `Declared` is the caller's word where it declares one; in the other modes it never is. Nothing else is
+lowered: an input is there whatever its size. So a call can be too large for ever by its own input, or by its own word
+where that is asked for, never by our guess, and a few fit side by side.
+
+No guess is above the declared cap, so a call exceeds its reservation at most by what that cap leaves, and by its input.
+"""  # noqa: E501  the rows of a table
 
 from __future__ import annotations
 
@@ -16,14 +26,13 @@ from collections.abc import Mapping
 from typing import Final, NamedTuple
 
 from sluice.core.limits import MAX_COUNT
+from sluice.usage.counting import PLAIN, Scale
+from sluice.usage.estimation import Estimation
+from sluice.usage.learning import Experience
+from sluice.usage.profiles.profile import Mode
 
-BYTES_PER_TOKEN: Final = 4
-"""English text takes about four bytes a token in the common vocabularies; code and JSON less, other scripts vary."""
-
-DEFAULT_OUTPUT_TOKENS: Final = 256
-"""Output that a call is expected to bring when it declares none: a short answer in a chat."""
 UNDECLARED_SHARE: Final = 4
-"""A call that declares nothing reserves at most one part in this many of the smallest token cap."""
+"""What is not the caller's word reserves at most one part in this many of the smallest token cap."""
 
 OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens")
 """A request may set several, and which one its provider heeds differs: the largest is the safe one."""
@@ -32,13 +41,22 @@ OUTPUT_CAPS: Final = ("max_tokens", "max_completion_tokens", "max_output_tokens"
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
+class Asked(NamedTuple):
+    """What a request says of its cost, each number from 0 to `MAX_COUNT`."""
+
+    size: int
+    """Bytes of its body."""
+    output_cap: int | None
+    """The most output it allows, over all answers; 0 for an API that brings none; None if it bounds none."""
+
+
 class Estimate(NamedTuple):
     """Tokens to reserve for a call, each count from 0 to `MAX_COUNT`."""
 
     input_tokens: int
     output_tokens: int
-    declared: bool
-    """True if the request itself bounds its output."""
+    output_cap: int | None
+    """What bounds the output by the request itself; None if nothing does."""
 
     @property
     def total(self) -> int:
@@ -46,32 +64,56 @@ class Estimate(NamedTuple):
         return min(self.input_tokens + self.output_tokens, MAX_COUNT)
 
 
-def estimate(
-    facts: Mapping[str, str],
-    default_output_tokens: int = DEFAULT_OUTPUT_TOKENS,
-    smallest_cap: int | None = None,
-    smallest_output_cap: int | None = None,
-) -> Estimate:
-    """Judge a call by the facts of its request, as the entries of the descriptor spell them.
+def asked(facts: Mapping[str, str], *, brings_output: bool = True) -> Asked:
+    """What the facts of a request say, as the entries of the descriptor spell them.
 
     `facts` may hold `bytes`, any of `OUTPUT_CAPS`, and `n`; everything else is ignored. The texts come from the caller:
     one that is no number, is negative or has more than 20 digits declares nothing, and so does an output cap of 0.
+    """
+    size = _number(facts.get("bytes"))
+    if not brings_output:
+        return Asked(size, 0)
+    output_cap = max(_number(facts.get(name)) for name in OUTPUT_CAPS)
+    if not output_cap:
+        return Asked(size, None)
+    return Asked(size, min(output_cap * max(1, _number(facts.get("n"))), MAX_COUNT))
+
+
+def estimate(
+    request: Asked,
+    estimation: Estimation,
+    experience: Experience | None = None,
+    scale: Scale = PLAIN,
+    *,
+    smallest_cap: int | None = None,
+    smallest_output_cap: int | None = None,
+) -> Estimate:
+    """Judge a call. `experience` is what was learned of calls like it, and matters in the mode `Learned` alone.
+
+    By its provider's `scale` it is seen how much is reserved for what is expected.
     `smallest_cap` is the smallest token cap the call meets, `smallest_output_cap` the smallest on output alone; None
     where it meets none.
     """
-    size = _number(facts.get("bytes"))
-    input_tokens = -(-size // BYTES_PER_TOKEN)
-    output_cap = max(_number(facts.get(name)) for name in OUTPUT_CAPS)
-    if output_cap:
-        answers = max(1, _number(facts.get("n")))
-        return Estimate(input_tokens, min(output_cap * answers, MAX_COUNT), declared=True)
-    output_tokens = default_output_tokens
+    size, cap = request
+    mode = estimation.mode or Mode.DECLARED
+    input_tokens = output = None
+    if experience is not None and mode is Mode.LEARNED:
+        input_tokens, output = experience.input_tokens(size), experience.output_tokens(cap)
+    if input_tokens is None:
+        input_tokens = -(-size // estimation.bytes_per_token)
+    if cap is not None and mode is Mode.DECLARED:
+        return Estimate(input_tokens, cap, cap)
+    if output is None:
+        output = estimation.default_output_tokens
+        if cap is not None:
+            output = cap if mode is Mode.LEARNED else min(output, cap)
+    if not output:
+        return Estimate(input_tokens, 0, cap)
     if smallest_cap is not None:
-        room = smallest_cap // UNDECLARED_SHARE - input_tokens
-        output_tokens = min(output_tokens, max(1, room))
+        output = min(output, max(1, scale.output_within(smallest_cap // UNDECLARED_SHARE, input_tokens)))
     if smallest_output_cap is not None:
-        output_tokens = min(output_tokens, max(1, smallest_output_cap // UNDECLARED_SHARE))
-    return Estimate(input_tokens, output_tokens, declared=False)
+        output = min(output, max(1, smallest_output_cap // UNDECLARED_SHARE))
+    return Estimate(input_tokens, output, cap)
 
 
 def _number(text: str | None) -> int:

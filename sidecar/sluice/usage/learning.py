@@ -90,7 +90,8 @@ class Lesson(NamedTuple):
     size: int
     """Bytes of its request's body; 0 if that is not known."""
     output_cap: int | None
-    """The most output that it allowed, over all answers that it asked for; None if it declared nothing."""
+    """The most output that it allowed, over all answers that it asked for; 0 if its API brings none, None if it
+    declared nothing."""
     input_tokens: int | None
     """What was counted as its input; None if that was not told."""
     output_tokens: int | None
@@ -168,11 +169,11 @@ class Experience:
         return None if value is None else int(size * value / MOST_BYTES)  # counts are whole: none lies between
 
     def output_tokens(self, cap: int | None) -> int | None:
-        """The output expected of a call with that cap, from 1 to the cap; None if too little is known."""
+        """The output expected of a call with that cap, from 1 to the cap or 0 for 0; None if too little is known."""
         value = self._output.value
         if value is None:
             return None
-        return int(value) if cap is None else max(1, int(cap * value / MOST_OUTPUT))
+        return int(value) if cap is None else min(max(1, int(cap * value / MOST_OUTPUT)), cap)
 
     @property
     def bytes_per_token(self) -> float | None:

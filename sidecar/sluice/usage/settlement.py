@@ -11,7 +11,8 @@ from typing import Final, NamedTuple
 from sluice.core.buckets import NO_CHARGE, Charge
 from sluice.core.permits import Settled
 from sluice.usage.counting import PLAIN, Scale
-from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
+from sluice.usage.estimate import Estimate
+from sluice.usage.estimation import BYTES_PER_TOKEN
 from sluice.usage.profiles.profile import FailedRequests
 from sluice.usage.tokens import Usage
 

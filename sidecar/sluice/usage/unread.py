@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
+from sluice.usage.estimate import Estimate
+from sluice.usage.estimation import BYTES_PER_TOKEN
 
 
 def unread_output(size: int, event_bytes: int, expected: Estimate, *, is_stream: bool) -> int:
@@ -10,11 +11,10 @@ def unread_output(size: int, event_bytes: int, expected: Estimate, *, is_stream:
 
     `event_bytes` of a stream stand for one token (`Response.event_bytes`).
 
-    At most what the call was expected to bring, with one exception: a stream of which the caller declared no bound.
-    Bounded by our own guess, who declares nothing would never pay for more. A document may be an embedding or an
-    image, of which few bytes are tokens.
+    Of a stream at most what its caller allowed, if it bounded its output: bounded by our own guess, who brings more
+    than expected would never pay for it. Of a document at most what the call was expected to bring, for it may be an
+    embedding or an image, of which few bytes are tokens.
     """
     tokens = size // (event_bytes if is_stream else BYTES_PER_TOKEN)
-    if expected.declared or not is_stream:
-        tokens = min(tokens, expected.output_tokens)
-    return tokens * BYTES_PER_TOKEN
+    most = expected.output_cap if is_stream else expected.output_tokens
+    return (tokens if most is None else min(tokens, most)) * BYTES_PER_TOKEN

@@ -11,12 +11,14 @@ import pytest
 import yaml
 
 from sluice.config.document import from_manifest, parse, to_manifest
-from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.yamltext import MAX_BYTES, write
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
+from sluice.usage.profiles.profile import Mode as EstimationMode
 
 DOCUMENTS = Path(__file__).parents[2] / "data" / "documents"
 VALID = sorted((DOCUMENTS / "valid").glob("*.yaml"))
@@ -79,7 +81,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
         api=Api.OPENAI,
         upstream="http://127.0.0.1:8080",
         failure_policy=FailurePolicy.DENY,
-        estimation=Estimation(2**53 - 1),
+        estimation=Estimation(EstimationMode.LEARNED, 64, 2**53 - 1, 99),
         limits=(
             LimitEntry(
                 Scope.USER,
@@ -113,7 +115,13 @@ def test_what_is_absent_has_the_profiles_values_and_the_defaults() -> None:
     (document,) = parse((DOCUMENTS / "valid" / "minimal.yaml").read_text(), "limits.yaml")
 
     assert document == ProviderLimits(
-        "openai", "openai", Api.OPENAI, "https://api.openai.com", FailurePolicy.ALLOW, Estimation(256), ()
+        "openai",
+        "openai",
+        Api.OPENAI,
+        "https://api.openai.com",
+        FailurePolicy.ALLOW,
+        Estimation(None, 4, 256, 90),
+        (),
     )
 
 

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
 from sluice.config.merge import Claims, Configuration, Provider, conflicts, diff, merge
-from sluice.config.types import Estimation, FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.rules import Rule
 from sluice.errors import InvalidDocument, Problem
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Api
+from sluice.usage.profiles.profile import Mode as EstimationMode
 
 HEADER = SubjectSource(SubjectKind.HEADER, "x-user-id")
 TEAM = SubjectSource(SubjectKind.CONSTANT, "team-a")
@@ -55,7 +58,7 @@ def test_documents_of_one_provider_become_one_provider() -> None:
             BUILT_IN.profile("openai"),
             "https://api.openai.com",
             FailurePolicy.ALLOW,
-            Estimation(),
+            Estimation(EstimationMode.DECLARED),
             {Scope.USER: HEADER, Scope.ORG: TEAM},
         )
     }
@@ -64,6 +67,22 @@ def test_documents_of_one_provider_become_one_provider() -> None:
         Rule("openai", Scope.USER, Limits(requests_per_minute=60), subjects=("alice",)),
         Rule("openai", Scope.ORG, Limits(requests_per_minute=600)),
     )
+
+
+@pytest.mark.parametrize(
+    ("said", "profiles", "mode"),
+    [
+        (None, {}, EstimationMode.DECLARED),
+        (None, {"counting": {"mode": "Learned"}}, EstimationMode.LEARNED),
+        (EstimationMode.FIXED, {"counting": {"mode": "Learned"}}, EstimationMode.FIXED),
+    ],
+)
+def test_the_profile_says_how_calls_are_estimated_where_the_document_does_not(
+    said: EstimationMode | None, profiles: Mapping[str, Any], mode: EstimationMode
+) -> None:
+    configuration = merge([replace(document(), estimation=Estimation(said, quantile=75), profile=profiles)])
+
+    assert configuration.providers["openai"].estimation == Estimation(mode, quantile=75)
 
 
 def test_no_documents_are_a_configuration_that_limits_nothing() -> None:
@@ -97,7 +116,22 @@ def test_no_documents_are_a_configuration_that_limits_nothing() -> None:
             "is Deny, and ProviderLimits/openai in openai.yaml says Allow: a provider has one",
         ),
         (
-            lambda d: replace(d, estimation=Estimation(1)),
+            lambda d: replace(d, estimation=Estimation(EstimationMode.LEARNED)),
+            "spec.estimation.mode",
+            "is Learned, and ProviderLimits/openai in openai.yaml says unset: a provider has one",
+        ),
+        (
+            lambda d: replace(d, estimation=Estimation(bytes_per_token=3)),
+            "spec.estimation.charsPerToken",
+            "is 3, and ProviderLimits/openai in openai.yaml says 4: a provider has one",
+        ),
+        (
+            lambda d: replace(d, estimation=Estimation(quantile=50)),
+            "spec.estimation.quantile",
+            "is 50, and ProviderLimits/openai in openai.yaml says 90: a provider has one",
+        ),
+        (
+            lambda d: replace(d, estimation=Estimation(default_output_tokens=1)),
             "spec.estimation.defaultOutputTokens",
             "is 1, and ProviderLimits/openai in openai.yaml says 256: a provider has one",
         ),
@@ -174,12 +208,17 @@ def test_every_kind_of_change_is_told() -> None:
     new = merge(
         [
             replace(document(changed, limit(9, Scope.ORG, TEAM)), failure_policy=FailurePolicy.DENY),
-            ProviderLimits("acme", "acme", Api.OPENAI, "http://llm", FailurePolicy.ALLOW, Estimation(9), ()),
+            ProviderLimits(
+                "acme", "acme", Api.OPENAI, "http://llm", FailurePolicy.ALLOW, Estimation(default_output_tokens=9), ()
+            ),
         ]
     )
 
     assert diff(old, new) == (
-        "acme: added (api OpenAI, upstream http://llm, failurePolicy Allow, estimation.defaultOutputTokens 9)",
+        (
+            "acme: added (api OpenAI, upstream http://llm, failurePolicy Allow, "
+            "estimation.charsPerToken 4, estimation.defaultOutputTokens 9, estimation.quantile 90)"
+        ),
         "openai: failurePolicy Allow -> Deny",
         "openai: User from header x-user-id -> apiKey",
         "openai: Org from unset -> constant team-a",

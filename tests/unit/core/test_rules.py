@@ -56,11 +56,18 @@ def test_each_scope_has_its_own_bucket_and_a_provider_without_rules_has_none() -
     book = RuleBook(tuple(rule(cap, scope=scope) for cap, scope in enumerate(Scope)))
     subjects = {Scope.USER: "alice", Scope.ORG: "acme"}
     assert book.match("openai", subjects) == (
-        Applied(BucketKey("openai", Scope.USER, "alice"), Limits(requests_per_minute=0)),
-        Applied(BucketKey("openai", Scope.ORG, "acme"), Limits(requests_per_minute=1)),
-        Applied(BucketKey("openai", Scope.PROJECT, ""), Limits(requests_per_minute=2)),
+        Applied(BucketKey("openai", Scope.USER, "alice"), Limits(requests_per_minute=0), "User *"),
+        Applied(BucketKey("openai", Scope.ORG, "acme"), Limits(requests_per_minute=1), "Org *"),
+        Applied(BucketKey("openai", Scope.PROJECT, ""), Limits(requests_per_minute=2), "Project *"),
     )
     assert book.match("anthropic", subjects) == ()
+
+
+def test_a_rule_is_named_by_what_it_matches_and_not_by_its_limits() -> None:
+    rules = (rule(1), rule(2, "bob", "alice"), rule(3, models=("o*", "gpt-5")), rule(4, "alice", models=("o*",)))
+
+    assert [each.name for each in rules] == ["User *", "User alice,bob", "User * gpt-5,o*", "User alice o*"]
+    assert RuleBook(rules).match("openai", {Scope.USER: "alice"}, "o3")[0].rule == "User alice o*"
 
 
 def test_models_of_one_rule_share_a_bucket_and_another_rules_models_have_their_own() -> None:

@@ -7,8 +7,9 @@ import hashlib
 import pytest
 
 from sluice.config.merge import Provider
-from sluice.config.types import Estimation, FailurePolicy, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
+from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN
 from sluice_sidecar.identity import LONGEST, fixed_subjects, subject, told_subjects
 

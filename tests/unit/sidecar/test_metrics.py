@@ -96,6 +96,16 @@ def test_the_error_of_estimates_is_the_ratio_of_what_was_used(scraped: Scraped) 
     assert scraped.value("sluice_estimate_ratio_bucket", provider="openai", le="1.5") == 1
 
 
+def test_the_errors_of_estimates_add_up_in_either_direction_and_those_too_low_are_counted() -> None:
+    scraped = Scraped(Limits(tokens_per_minute=100))
+    for actual in (15, 4, 10):
+        scraped.permit(tokens=10).commit_tokens(Charge(actual), 0)
+
+    assert scraped.value("sluice_estimate_error_tokens_total", provider="openai") == 11
+    assert scraped.value("sluice_calls_underestimated_total", provider="openai") == 1
+    assert scraped.value("sluice_estimate_ratio_count", provider="openai") == 3
+
+
 def test_only_what_the_provider_told_measures_an_estimate(scraped: Scraped) -> None:
     refunded = scraped.permit()
     refunded.commit_tokens(Charge(0), 0, Settled.REFUNDED)
@@ -103,6 +113,7 @@ def test_only_what_the_provider_told_measures_an_estimate(scraped: Scraped) -> N
     scraped.permit().commit_tokens(Charge(8), 0, Settled.ESTIMATED)
 
     assert scraped.value("sluice_estimate_ratio_count", provider="openai") is None
+    assert scraped.value("sluice_estimate_error_tokens_total", provider="openai") is None
     assert scraped.value("sluice_tokens_committed_total", provider="openai") is None
     assert scraped.value("sluice_calls_refunded_total") == 1
     assert (scraped.value("sluice_calls_estimated"), scraped.value("sluice_tokens_estimated")) == (1, 8)

@@ -60,7 +60,9 @@ def test_a_committed_call_tells_its_tokens_and_how_far_off_the_estimate_was(late
         permit.commit_tokens(Charge(actual), 0)
         permit.release(0)
 
-    assert lately.openai == Tally(admitted=2, committed=2, committed_tokens=32, estimate_error_tokens=18)
+    assert lately.openai == Tally(
+        admitted=2, committed=2, committed_tokens=32, estimate_error_tokens=18, underestimated=1
+    )
 
 
 def test_a_refund_is_counted_once_and_judges_no_estimate(lately: Lately) -> None:
@@ -89,7 +91,9 @@ def test_a_call_nobody_spoke_for_is_expired_and_estimated_until_its_usage_comes_
     permit.commit_tokens(Charge(12), 4 * SECOND)
     permit.release(4 * SECOND)
 
-    assert lately.openai == Tally(admitted=1, expired=1, committed=1, committed_tokens=12, estimate_error_tokens=2)
+    assert lately.openai == Tally(
+        admitted=1, expired=1, committed=1, committed_tokens=12, estimate_error_tokens=2, underestimated=1
+    )
 
 
 def test_usage_that_comes_later_than_five_minutes_leaves_no_count_below_nothing(lately: Lately) -> None:

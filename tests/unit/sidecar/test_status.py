@@ -8,6 +8,8 @@ from typing import Any
 
 import pytest
 
+from sluice.config.merge import Provider
+from sluice.config.types import FailurePolicy
 from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
@@ -15,6 +17,10 @@ from sluice.core.limits import SECOND, Cap, Limits, Mode
 from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
+from sluice.usage.estimation import Estimation
+from sluice.usage.learning import Kind, Learner, Lesson
+from sluice.usage.profiles import BUILT_IN
+from sluice.usage.profiles.profile import Mode as EstimationMode
 from sluice_sidecar import status, status_table
 from sluice_sidecar.health import Health
 from sluice_sidecar.recent import Tally
@@ -48,12 +54,13 @@ def document(
     select: Selection | None = None,
     most: int = 1000,
     recent: Mapping[str, Tally] = MappingProxyType({}),
+    estimation: Mapping[str, Any] = MappingProxyType({"modes": {}, "learned": []}),
 ) -> dict[str, Any]:
     snapshot, fullest = engine.snapshot(now), status.Fullest(select, most)
     for bucket in snapshot.buckets:
         if fullest.wants(bucket.key):
             fullest.add(bucket)
-    return status.document(health or Health(), snapshot, fullest, recent)
+    return status.document(health or Health(), snapshot, fullest, recent, estimation)
 
 
 def subjects(answer: dict[str, Any]) -> list[str]:
@@ -168,6 +175,83 @@ def test_what_became_of_calls_lately_is_told_by_provider() -> None:
         | {"admitted": 9, "committed": 5, "refunded": 3, "committedTokens": 70}
         | {"throttled": 2, "lastThrottledStatus": 529},
     }
+
+
+def test_what_was_learned_is_told_of_the_kinds_with_most_calls() -> None:
+    learner = Learner()
+    for number in range(30):
+        model = Kind("openai", f"model-{number}", ("User *",), None)
+        for _ in range(number):
+            learner.learn(model, Lesson(800, None, 100, 512), 90)
+    for _ in range(50):
+        learner.learn(Kind("openai", "gpt-5", ("User *", "Org *"), 16_384), Lesson(800, 65_536, 100, 1024), 90)
+    provider = Provider(
+        "openai", BUILT_IN.profile("openai"), "", FailurePolicy.ALLOW, Estimation(EstimationMode.LEARNED), {}
+    )
+
+    told = status.estimation([provider], learner)
+
+    assert told["modes"] == {"openai": "Learned"}
+    assert told["learned"][:2] == [
+        {
+            "provider": "openai",
+            "model": "gpt-5",
+            "entries": ["User *", "Org *"],
+            "calls": 50,
+            "bytesPerToken": 8.0,
+            "capsFrom": 16_384,
+            "outputShare": 0.015625,
+        },
+        {
+            "provider": "openai",
+            "model": "model-29",
+            "entries": ["User *"],
+            "calls": 29,
+            "bytesPerToken": 8.0,
+            "outputTokens": 512,
+        },
+    ]
+    assert [each["model"] for each in told["learned"][2:]] == [f"model-{number}" for number in range(28, 10, -1)]
+    assert document(Engine(), estimation=told)["estimation"] == told
+
+
+def test_of_a_kind_of_which_too_little_is_known_nothing_but_its_calls_is_told() -> None:
+    learner = Learner()
+    learner.learn(Kind("openai", "", ("User *",), 1), Lesson(800, 2, 100, 1), 90)
+    learner.learn(Kind("openai", "", ("User *",), None), Lesson(800, None, 100, 1), 90)
+
+    told = [
+        (each["calls"], each["bytesPerToken"], each.get("outputShare"), each.get("outputTokens"))
+        for each in status.estimation([], learner)["learned"]
+    ]
+
+    assert told == [(1, None, None, None)] * 2
+
+
+def test_the_table_shows_what_was_learned_where_calls_are_judged_by_it() -> None:
+    kind = {"provider": "openai", "model": "gpt-5\x1b", "entries": ["User *", "Org *"], "calls": 50}
+    learned = [
+        {**kind, "bytesPerToken": 4.12, "capsFrom": 16_384, "outputShare": 0.015625},
+        {**kind, "model": "", "bytesPerToken": 8.0, "outputTokens": 512},
+        {**kind, "calls": 3, "bytesPerToken": None, "capsFrom": 4, "outputShare": None},
+        {**kind, "provider": "other", "bytesPerToken": None, "outputTokens": None},
+        *[{**kind, "bytesPerToken": 1.0, "outputTokens": 1}] * 10,
+    ]
+
+    def rows(mode: str) -> list[str]:
+        told = {"modes": {"openai": mode, "other": "Declared"}, "learned": learned}
+        return status_table.table(document(Engine(), estimation=told)).splitlines()[1:-2]
+
+    assert rows("Declared") == [""]
+    assert rows("Learned") == [
+        "",
+        "PROVIDER  MODEL   ENTRIES        CAPS FROM  CALLS  BYTES/TOKEN  OUTPUT",
+        "openai    gpt-5?  User *, Org *  16384      50     4.12         1.6% of the cap",
+        'openai    ""      User *, Org *  -          50     8.0          512',
+        "openai    gpt-5?  User *, Org *  4          3      -            -",
+        *["openai    gpt-5?  User *, Org *  -          50     1.0          1"] * 2,
+        "",
+    ]
 
 
 def test_refusals_of_a_bucket_are_told_for_five_minutes_and_not_where_there_are_none(engine: Engine) -> None:

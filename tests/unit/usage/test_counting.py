@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -51,6 +53,23 @@ def test_no_counts_leave_their_range(taken: int, brought: int, read: int, writte
 
     for charge in (scale.charge(taken, brought, read, written), scale.reservation(taken, brought)):
         assert all(0 <= count <= MAX_COUNT for count in charge)
+
+
+@given(counts, counts, st.builds(Weights, *[st.integers(1, 9999)] * 4), st.sampled_from(Combine))
+def test_within_so_many_tokens_there_is_room_for_the_output_that_it_says(
+    tokens: int, taken: int, weights: Weights, combine: Combine
+) -> None:
+    scale = Scale(weights, combine)
+    alone = scale.reservation(taken, 0).tokens
+
+    assert scale.reservation(taken, scale.output_within(tokens, taken)).tokens <= max(tokens, alone)
+
+
+@pytest.mark.parametrize(("weights", "fresh"), [(Weights(), 60), (Weights(50), 60), (Weights(0, 10), None)])
+def test_what_was_charged_is_told_as_input_that_no_cache_had_a_part_in(weights: Weights, fresh: int | None) -> None:
+    scale = Scale(replace(weights, cache_read=0))
+
+    assert scale.fresh_input(scale.charge(100, 7, cache_read=40)) == fresh
 
 
 def test_a_model_is_counted_by_the_first_weights_that_match_it() -> None:

@@ -13,7 +13,7 @@ from sluice.usage.profiles.profile import FailedRequests, Weights
 from sluice.usage.settlement import Settlement, settle
 from sluice.usage.tokens import Usage
 
-ESTIMATE = Estimate(input_tokens=25, output_tokens=100, declared=True)
+ESTIMATE = Estimate(input_tokens=25, output_tokens=100, output_cap=100)
 USAGE = Usage(20, 15)
 
 
@@ -93,7 +93,7 @@ def test_a_cut_call_is_charged_the_larger_of_told_and_seen_for_each_part(told: U
 
 
 def test_a_cut_call_is_never_free() -> None:
-    settlement = settle(None, None, Estimate(0, 256, declared=False), complete=False)
+    settlement = settle(None, None, Estimate(0, 256, None), complete=False)
 
     assert settlement == Settlement(Charge(1, 1, 0), Settled.ESTIMATED)
 
@@ -115,7 +115,7 @@ def test_what_a_partial_usage_tells_above_the_estimate_is_charged(told: Usage, c
 
 
 def test_charges_stay_in_range() -> None:
-    most = Estimate(MAX_COUNT, MAX_COUNT, declared=True)
+    most = Estimate(MAX_COUNT, MAX_COUNT, MAX_COUNT)
     seen = Settlement(Charge(MAX_COUNT, MAX_COUNT, MAX_COUNT // 4 + 1), Settled.ESTIMATED)
 
     assert settle(200, None, most, complete=False, seen_output=MAX_COUNT) == seen

@@ -4,20 +4,25 @@ from __future__ import annotations
 
 import pytest
 
-from sluice.usage.estimate import BYTES_PER_TOKEN, Estimate
+from sluice.usage.estimate import Estimate
+from sluice.usage.estimation import BYTES_PER_TOKEN
 from sluice.usage.unread import unread_output
 
 EVENT_BYTES = 128
 
-DECLARED = Estimate(25, 100, declared=True)
-GUESSED = Estimate(25, 100, declared=False)
+DECLARED = Estimate(25, 100, 100)
+LEARNED = Estimate(25, 20, 100)
+GUESSED = Estimate(25, 100, None)
 
 
 @pytest.mark.parametrize(
     ("size", "tokens"), [(0, 0), (0.99, 0), (1, 1), (40, 40), (100, 100), (101, 100), (10**9, 100)]
 )
-def test_a_stream_brings_a_token_an_event_up_to_what_the_caller_declared(size: float, tokens: int) -> None:
-    told = unread_output(int(size * EVENT_BYTES), EVENT_BYTES, DECLARED, is_stream=True)
+@pytest.mark.parametrize("expected", [DECLARED, LEARNED])
+def test_a_stream_brings_a_token_an_event_up_to_what_the_caller_declared(
+    expected: Estimate, size: float, tokens: int
+) -> None:
+    told = unread_output(int(size * EVENT_BYTES), EVENT_BYTES, expected, is_stream=True)
 
     assert told == tokens * BYTES_PER_TOKEN
 

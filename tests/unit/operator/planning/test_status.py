@@ -75,11 +75,11 @@ def test_until_a_gate_has_answered_there_is_no_usage() -> None:
 def test_windows_are_those_of_the_fullest_bucket_and_sums_are_of_all_gates() -> None:
     first = {
         "buckets": (bucket("a", 10, in_flight=1, tokens_per_minute=Use(520, 1000)), bucket("b", 41, in_flight=1)),
-        "recent": {"openai": Recent(100, 2, 3, 40, 4, 1, 429, 1000, 370), "other": Recent(rejected=9)},
+        "recent": {"openai": Recent(100, 2, 3, 40, 4, 1, 429, 1000, 370, 5), "other": Recent(rejected=9)},
     }
     second = {
         "buckets": (bucket("a", 30, in_flight=2), bucket("o", 5, ORG, in_flight=3)),
-        "recent": {"openai": Recent(20, 10)},
+        "recent": {"openai": Recent(20, 10, committed=10)},
     }
     org = entry(60, "Org", tokensPerMinute=1000)
 
@@ -95,6 +95,7 @@ def test_windows_are_those_of_the_fullest_bucket_and_sums_are_of_all_gates() -> 
         "committedTokens": 1000,
         "estimatedCalls": 4,
         "estimateError": "37%",
+        "underestimated": "10%",
     }
     assert status["provider"] == {"throttled": 1, "lastStatus": 429}
 

@@ -73,12 +73,15 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 
 ##### Test
 
-.PHONY: test test-quick test-contract test-integration test-operator test-resilience kube-assets
+.PHONY: test test-quick test-fuzz test-contract test-integration test-operator test-resilience kube-assets
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
 test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
 	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
+
+test-fuzz: $(READY) ## Every reader of what providers send, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)
+	$(BIN)/pytest tests/fuzz $(ARGS)
 
 test-contract: $(READY) ## The gRPC services over real channels
 	$(BIN)/pytest tests/contract $(ARGS)

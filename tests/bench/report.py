@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Final
 
 from bench import machine
+from bench.bodies import Reading
 from bench.calls import CONNECTIONS, REST, STREAMS, Shape, Way
 from bench.decisions import MANY, Case
 from bench.engine import DECIDED, MEMORY
@@ -47,6 +48,8 @@ EVENTS_TABLE: Final = (
     ("CPU µs an event: gate", "eventGateCpuMicros", "{:,.1f}"),
     ("Envoy", "eventEnvoyCpuMicros", "{:,.1f}"),
 )
+
+BODIES: Final = (("MB/s", "megabytesPerSecond", "{:,.0f}"), ("keeps kB", "keptKilobytes", "{:,.0f}"))
 
 
 def of_decisions(cases: Sequence[Case]) -> dict[str, Figures]:
@@ -148,6 +151,29 @@ def print_parts(figures: dict[str, Figures]) -> None:
         print(f"  {name:<48}{row['cost']:>9.1f}{tail} {row['unit']}")
 
 
+def of_bodies(curves: Mapping[str, Sequence[Reading]]) -> dict[str, Figures]:
+    """What each kind of body took in each size."""
+    return {
+        name: {
+            "milliseconds": {str(reading.megabytes): reading.seconds * 1000 for reading in readings},
+            "megabytesPerSecond": readings[-1].megabytes / readings[-1].seconds,
+            "keptKilobytes": max(reading.kept for reading in readings) / 1000,
+            "failures": sum(not reading.right for reading in readings),
+        }
+        for name, readings in curves.items()
+    }
+
+
+def print_bodies(figures: dict[str, Figures]) -> None:
+    """The curve of each kind of body."""
+    print(
+        "\nAnswers of 1 MB and more, read for their usage: CPU time in ms, and the memory it takes"
+    )
+    rows = {name: {**row, **row["milliseconds"]} for name, row in figures.items()}
+    sizes = next(iter(figures.values()))["milliseconds"]
+    _table(rows, [(f"{size} MB", size, "{:,.1f}") for size in sizes] + list(BODIES))
+
+
 def print_end(seconds: float, others: float | None) -> None:
     """How long it took, and how far the figures can be trusted."""
     print(f"\nin {seconds:.0f} s", end="")
@@ -178,6 +204,9 @@ def _targets(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
         decided, memory = parts[DECIDED]["cost"], parts[MEMORY]["cost"]
         found.append(("the engine decides in at most 20 µs", f"{decided:.1f}", decided <= 20))
         found.append(("100,000 users of one call each take at most 150 MB", f"{memory:.0f}", memory <= 150))
+    if long := figures.get("bodies"):
+        most = max(row["keptKilobytes"] for row in long.values())
+        found.append(("an answer of any size adds at most 1 MB", f"{most / 1000:.2f} MB", most <= 1000))
     return found
 
 

@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import calls, decisions, grpc_load, machine, parts, report
+from bench import bodies, calls, decisions, grpc_load, machine, parts, report
 from bench.decisions import OVER_LIMIT, PATH, Case
 from bench.programs import loader
 from bench.samples import GOOD
 
-SECTIONS: Final = ("decisions", "calls", "parts")
+SECTIONS: Final = ("decisions", "calls", "parts", "bodies")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -42,12 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
             with loader() as pool:
                 figures["parts"] = report.of_parts(parts.measure(pool))
             report.print_parts(figures["parts"])
+        if "bodies" in options.sections:
+            _say("bodies")
+            figures["bodies"] = report.of_bodies(bodies.measure(bodies.SIZES[:3] if options.quick else bodies.SIZES))
+            report.print_bodies(figures["bodies"])
     report.print_targets(figures)
     figures["othersShare"] = others.share()
     report.print_end(time.monotonic() - began, figures["othersShare"])
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    failures = sum(row["failures"] for name in ("decisions", "calls") for row in figures.get(name, {}).values())
+    failures = sum(
+        row["failures"] for name in ("decisions", "calls", "bodies") for row in figures.get(name, {}).values()
+    )
     if failures:
         print(f"{failures} answers were wrong or missing: these figures mean nothing", file=sys.stderr)
     return 1 if failures else 0

@@ -166,9 +166,7 @@ def of_bodies(curves: Mapping[str, Sequence[Reading]]) -> dict[str, Figures]:
 
 def print_bodies(figures: dict[str, Figures]) -> None:
     """The curve of each kind of body."""
-    print(
-        "\nAnswers of 1 MB and more, read for their usage: CPU time in ms, and the memory it takes"
-    )
+    print("\nAnswers of 1 MB and more, read for their usage: CPU time in ms, and the memory it takes")
     rows = {name: {**row, **row["milliseconds"]} for name, row in figures.items()}
     sizes = next(iter(figures.values()))["milliseconds"]
     _table(rows, [(f"{size} MB", size, "{:,.1f}") for size in sizes] + list(BODIES))

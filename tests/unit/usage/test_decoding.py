@@ -275,6 +275,6 @@ def test_any_bytes_that_can_be_decoded_are_decoded_alike_however_they_are_cut(
 
 def test_what_follows_a_body_that_came_out_in_pieces_is_looked_at_once() -> None:
     # Found by fuzzing: at the end zlib still shows the last bytes that it had left over, and once more each time.
-    body = encoded(bytes(PIECE + 1), "deflate")
+    body = encoded(bytes(PIECE + 1), "deflate") + b"x" * 100
 
-    assert decoded(body + b"x", "deflate") == decoded(body + b"x", "deflate", size=1) == (bytes(PIECE + 1), False)
+    assert decoded(body, "deflate") == decoded(body, "deflate", size=1) == (bytes(PIECE + 1), False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.codings import encoded
 from helpers.ledger import Journal
 from helpers.system import limits
 from sluice.config.document import parse
@@ -69,9 +70,10 @@ def beginning(lease: str) -> ProcessingRequest:
     return message
 
 
-def answer(content_type: str, status: int = 200) -> ProcessingRequest:
+def answer(content_type: str, status: int = 200, content_encoding: str = "") -> ProcessingRequest:
     message = ProcessingRequest()
-    for key, value in ((":status", b"%d" % status), ("content-type", content_type.encode())):
+    told = {":status": str(status), "content-type": content_type, "content-encoding": content_encoding}
+    for key, value in ((key, value.encode()) for key, value in told.items()):
         message.response_headers.headers.headers.add(key=key, raw_value=value)
     return message
 
@@ -125,6 +127,36 @@ async def test_what_the_log_knows_of_and_the_stream_has_not_told_yet_is_added_to
         stream.feed(message)
     stream.cut(lease, 200, len(EVENT) + 20 * EVENT_BYTES)
     assert calls.tokens == INPUT + 10 + 20
+
+
+async def test_an_answer_that_is_encoded_is_read() -> None:
+    calls = Calls()
+    stream = calls.watched.open()
+    stop = b'data: {"choices":[{"finish_reason":"stop"}],"usage":{"prompt_tokens":3,"completion_tokens":4}}'
+    last = piece(encoded(EVENT + stop, "gzip"))
+    last.response_body.end_of_stream = True
+    for message in (beginning(await calls.admit()), answer("text/event-stream", content_encoding="gzip"), last):
+        stream.feed(message)
+    assert (calls.tokens, calls.alice.committed) == (7, 1)
+
+
+@pytest.mark.parametrize(("coding", "body"), [("compress", b"x" * EVENT_BYTES), ("gzip", b"x" * EVENT_BYTES)])
+async def test_what_a_cut_call_brought_in_a_form_that_cannot_be_read_is_judged_by_its_bytes(
+    coding: str, body: bytes
+) -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    messages = (
+        beginning(lease),
+        answer("text/event-stream", content_encoding=coding),
+        *(piece(body) for _ in range(9)),
+    )
+    for message in messages:
+        stream.feed(message)
+    stream.cut(lease, 200, 9 * EVENT_BYTES)
+    # Of what came in gzip the first piece was looked at.
+    assert calls.tokens == INPUT + (9 if coding == "compress" else 8)
 
 
 async def test_a_status_that_the_stream_has_told_is_believed_before_the_logs() -> None:

@@ -47,8 +47,6 @@ async def test_a_call_is_described_by_one_descriptor(mesh: Mesh) -> None:
         "org": "acme",
         "bytes": str(len(body)),
         "model": "gpt-5",
-        "max_tokens": "16",
-        "max_completion_tokens": "32",
         "max_output_tokens": "64",
         "n": "2",
     }
@@ -57,14 +55,8 @@ async def test_a_call_is_described_by_one_descriptor(mesh: Mesh) -> None:
 async def test_each_api_has_its_own_facts(mesh: Mesh) -> None:
     body = b'{"model": "claude", "max_tokens": 16, "n": 9}'
     call = await mesh.call(post(MESSAGES, body, "x-api-key: sk-1"))
-    assert call.facts == {
-        "provider": "anthropic",
-        "api": "messages",
-        "user": "sk-1",
-        "bytes": "45",
-        "model": "claude",
-        "max_tokens": "16",
-    }
+    facts = {"user": "sk-1", "bytes": "45", "model": "claude", "max_output_tokens": "16"}
+    assert call.facts == {"provider": "anthropic", "api": "messages", **facts}
 
     for config, cap, count in (
         ("generationConfig", "maxOutputTokens", "candidateCount"),
@@ -124,20 +116,26 @@ BODIES: dict[bytes, dict[str, str]] = {
     b'{"model": {"a": 1}}': {},
     b'{"model": ["gpt"]}': {},
     b'{"model": 1}': {"model": "1"},
-    b'{"model": true}': {"model": "1"},
+    b'{"model": true}': {"model": "true"},
     b'{"model": "a", "model": "b"}': {"model": "b"},
     b'{"model": "a\\u0000b"}': {"model": "a?b"},
     '{"model": "é"}'.encode(): {"model": "é"},
     b'\xef\xbb\xbf{"model": "gpt"}': {"model": "gpt"},
-    b'{"max_tokens": "12"}': {"max_tokens": "12"},
-    b'{"max_tokens": -5}': {"max_tokens": "-5"},
-    b'{"max_tokens": 1e3}': {"max_tokens": "1000"},
-    b'{"max_tokens": 16.5}': {"max_tokens": "16.5"},
-    b'{"max_tokens": 9007199254740993}': {"max_tokens": "9007199254740992"},
-    b'{"max_tokens": 18446744073709551615}': {"max_tokens": "18446744073709551616"},
+    b'{"max_tokens": "12"}': {"max_output_tokens": "12"},
+    b'{"max_tokens": -5}': {"max_output_tokens": "-5"},
+    b'{"max_tokens": 1e3}': {"max_output_tokens": "1000"},
+    b'{"max_tokens": 16.5}': {"max_output_tokens": "16.5"},
+    b'{"max_tokens": 9007199254740993}': {"max_output_tokens": "9007199254740992"},
+    b'{"max_tokens": 18446744073709551615}': {"max_output_tokens": "18446744073709551616"},
     b'{"max_tokens": 1e999}': {},
-    b'{"n": false}': {"n": "0"},
-    b'{"generationConfig": 5}': {},
+    b'{"n": false}': {"n": "false"},
+    b'{"max_tokens": 8, "max_completion_tokens": 1e2, "max_output_tokens": "9"}': {"max_output_tokens": "100"},
+    b'{"max_completion_tokens": 8, "max_tokens": "many"}': {"max_output_tokens": "8"},
+    b'{"stream": true, "stream_options": {"include_usage": false}}': {"stream": "true", "stream_usage": "false"},
+    b'{"stream": null, "stream_options": {"x": {"include_usage": true}}}': {},
+    b'{"stream_options": {"include_usage": 1, "x": 2}, "stream_options": {"x": 3}}': {},
+    b'{"stream_options": {"x": 3}, "stream_options": {"include_usage": 1, "x": 2}}': {"stream_usage": "1"},
+    b'{"stream_options": [{"include_usage": true}], "include_usage": true}': {},
 }
 
 

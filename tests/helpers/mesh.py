@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,12 +103,13 @@ class Call:
 
 @asynccontextmanager
 async def running_mesh(
-    configuration: Configuration | None = None, *, live: bool = False, **settings: Any
+    configuration: Configuration | Callable[[str], Configuration] = usual, *, live: bool = False, **settings: Any
 ) -> AsyncIterator[Mesh]:
-    """All three up; `live` for an Envoy that follows its files."""
+    """All three up; `live` for an Envoy that follows its files. It may be configured by the provider's address."""
     with short_folder() as folder:
         port, provider_port = free_port(), free_port()
-        configuration = configuration or usual(f"http://127.0.0.1:{provider_port}")
+        if callable(configuration):
+            configuration = configuration(f"http://127.0.0.1:{provider_port}")
         laid_out = EnvoySettings(
             gate=folder / "gate.sock",
             admin_socket=folder / "admin.sock",

@@ -10,7 +10,7 @@ from typing import TypeAlias
 
 from sluice.config.declaration import KIND
 from sluice.config.entries import claims_of
-from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
@@ -35,6 +35,7 @@ class Provider:
     """With a mode: where the document says none, that of the profile."""
     subjects: Mapping[Scope, SubjectSource]
     """Where the subject of each scope that is limited is read."""
+    stream_usage: StreamUsage = StreamUsage.ESTIMATE
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,6 +182,7 @@ def _providers(documents: tuple[ProviderLimits, ...], catalog: Catalog) -> dict[
             document.failure_policy,
             replace(document.estimation, mode=document.estimation.mode or profile.counting.mode),
             MappingProxyType({**(known.subjects if known else {}), **_sources(document)}),
+            document.stream_usage,
         )
     return providers
 
@@ -203,6 +205,7 @@ def _provider_facts(document: ProviderLimits) -> dict[str, str]:
         "upstream": document.upstream,
         "failurePolicy": document.failure_policy,
         **({"profile": json.dumps(document.profile, sort_keys=True)} if document.profile else {}),
+        "streamUsage": document.stream_usage,
         **({"estimation.mode": document.estimation.mode} if document.estimation.mode else {}),
         "estimation.charsPerToken": str(document.estimation.bytes_per_token),
         "estimation.defaultOutputTokens": str(document.estimation.default_output_tokens),

@@ -20,6 +20,13 @@ class FailurePolicy(StrEnum):
     DENY = "Deny"
 
 
+class StreamUsage(StrEnum):
+    """What is done about a stream that is not asked for its usage. The value is the word of the document."""
+
+    ESTIMATE = "Estimate"
+    INJECT = "Inject"
+
+
 class SubjectKind(StrEnum):
     """Where a subject is read. The value is the field of `subject` in the document."""
 
@@ -70,3 +77,4 @@ class ProviderLimits:
     """The file it was read from: for messages only."""
     namespace: str = field(default="", compare=False)
     """`metadata.namespace`, where the document has one: a gate does not look at it."""
+    stream_usage: StreamUsage = StreamUsage.ESTIMATE

@@ -4,47 +4,36 @@ A call becomes ONE rate-limit descriptor. Envoy drops a descriptor whole if one 
 call without a descriptor is let through without asking the gate. So every entry here either always exists
 (`provider`, `bytes`) or is skipped where its fact is absent (`skip_if_absent`).
 
-The body's facts are read by `read_body.lua` into dynamic metadata, as strings (a NUMBER does not reach a descriptor),
-under a namespace that only Envoy writes.
+The facts are read by `read_body.lua` into dynamic metadata, as strings (a NUMBER does not reach a descriptor), under a
+namespace that only Envoy writes. Each route tells it which fields of the body are which facts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.route import v3 as route
-from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata import v3 as header_to_metadata
 from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
-from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.envoy.type.metadata import v3 as metadata
+from envoy_data_plane.google.protobuf import Struct
 
 from sluice.config.merge import Provider
-from sluice.usage.profiles import Api, Shape
+from sluice.usage.profiles import Shape
+from sluice.usage.profiles.profile import ModelPlace, Request
 from sluice_sidecar.envoy_config.callers import subject_actions
 
 NAMESPACE: Final = "sluice.request"
 
-PATH_MODEL: Final = "path_model"
-_SLASH: Final = "(?:/|%2[Ff])"
-MODEL_IN_PATH: Final = rf"^(?:[^?]*{_SLASH}(?:models|tunedModels){_SLASH}([^/:?%]+))?.*$"
-"""Matches every path, so that nothing but a model's name is ever handed on: a path may hold `?key=`. An escaped slash
-or colon must not hide the name; escapes of letters and digits are undone before (`normalize_path`)."""
+FACTS: Final = ("model", "max_output_tokens", "n", "stream", "stream_usage")
+"""What is told of a call, whatever its API calls it: entries of the descriptor, and keys of the metadata."""
 
-ENTRIES: Final[Mapping[Api, Mapping[str, str]]] = {
-    Api.OPENAI: {
-        "model": "model",
-        "max_tokens": "max_tokens",
-        "max_completion_tokens": "max_completion_tokens",
-        "max_output_tokens": "max_output_tokens",
-        "n": "n",
-    },
-    Api.ANTHROPIC: {"model": "model", "max_tokens": "max_tokens"},
-    Api.GEMINI: {"model": PATH_MODEL, "max_output_tokens": "gemini_max_output_tokens", "n": "gemini_n"},
-}
-"""Descriptor entry: metadata key, for each API."""
+MARKS: Final = "sluice.stream"
+"""Where `read_body.lua` marks the streams that are not asked for their usage."""
+READ: Final = "read"
+"""The mark of those whose body the gate is to be shown."""
 
 
 def body_reader() -> lua.Lua:
@@ -52,26 +41,34 @@ def body_reader() -> lua.Lua:
 
     It holds the body back until it is whole, so that its size is known when the gate is asked.
     """
-    source = (Path(__file__).parent / "read_body.lua").read_text()
-    return lua.Lua(default_source_code=core.DataSource(inline_string=source))
+    return _script("read_body.lua")
 
 
-def path_reader() -> header_to_metadata.Config:
-    """Reads the model out of the path, for APIs that have it there."""
-    return header_to_metadata.Config(
-        request_rules=[
-            header_to_metadata.ConfigRule(
-                header=":path",
-                on_header_present=header_to_metadata.ConfigKeyValuePair(
-                    metadata_namespace=NAMESPACE,
-                    key=PATH_MODEL,
-                    regex_value_rewrite=matcher.RegexMatchAndSubstitute(
-                        pattern=matcher.RegexMatcher(regex=MODEL_IN_PATH), substitution=r"\1"
-                    ),
-                ),
-            )
-        ]
-    )
+def usage_hider() -> lua.Lua:
+    """Takes the usage out of the streams for which `read_body.lua` has asked for it on the caller's behalf."""
+    return _script("hide_usage.lua")
+
+
+def reading(provider: Provider, shape: Shape) -> lua.LuaPerRoute:
+    """What the reader looks for in a call to this API. One text each: the reader remembers what it means."""
+    request = shape.request
+    told = {"facts": " ".join(f"{field}={fact}" for field, fact in _fields(request))}
+    if request.model is ModelPlace.PATH:
+        told["path"] = " ".join(request.model_after)
+    if request.stream_usage:
+        told |= {"switch": request.stream_usage, "unasked": provider.stream_usage.lower()}
+    return lua.LuaPerRoute(filter_context=Struct.from_dict(dict(told)))
+
+
+def _fields(request: Request) -> Iterator[tuple[str, str]]:
+    """Field of the body, at most two levels deep, and the fact it tells. Of several for one fact the largest counts."""
+    if request.model is ModelPlace.BODY:
+        yield "model", "model"
+    yield from ((field, "max_output_tokens") for field in request.output_caps)
+    yield from ((field, "n") for field in request.answers)
+    yield "stream", "stream"
+    if request.stream_usage:
+        yield request.stream_usage, "stream_usage"
 
 
 def descriptor(provider: Provider, shape: Shape) -> route.RateLimit:
@@ -82,8 +79,11 @@ def descriptor(provider: Provider, shape: Shape) -> route.RateLimit:
         *subject_actions(provider),
         _text("bytes", "%BYTES_RECEIVED%"),
     ]
-    entries = ENTRIES.get(provider.profile.api, ENTRIES[Api.OPENAI])
-    return route.RateLimit(actions=actions + [_metadata(*each) for each in entries.items()])
+    return route.RateLimit(actions=actions + [_fact(name) for name in FACTS])
+
+
+def _script(name: str) -> lua.Lua:
+    return lua.Lua(default_source_code=core.DataSource(inline_string=(Path(__file__).parent / name).read_text()))
 
 
 def _text(entry: str, value: str) -> route.RateLimitAction:
@@ -92,11 +92,11 @@ def _text(entry: str, value: str) -> route.RateLimitAction:
     )
 
 
-def _metadata(entry: str, key: str) -> route.RateLimitAction:
+def _fact(name: str) -> route.RateLimitAction:
     return route.RateLimitAction(
         metadata=route.RateLimitActionMetaData(
-            descriptor_key=entry,
-            metadata_key=metadata.MetadataKey(key=NAMESPACE, path=[metadata.MetadataKeyPathSegment(key=key)]),
+            descriptor_key=name,
+            metadata_key=metadata.MetadataKey(key=NAMESPACE, path=[metadata.MetadataKeyPathSegment(key=name)]),
             source=route.RateLimitActionMetaDataSource.DYNAMIC,
             skip_if_absent=True,
         )

@@ -1,6 +1,6 @@
 """The filter chain: what Envoy does to every call, in this order.
 
-    read body → read path → admission (fail open, fail closed) → usage stream → read usage → router
+    read body → admission (fail open, fail closed) → usage stream → read usage → router
 
 Request filters run left to right, response filters right to left: the usage stream sees what stands on its right.
 """
@@ -15,8 +15,9 @@ from typing import Final
 import betterproto2
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.ratelimit import v3 as ratelimit_service
+from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc
-from envoy_data_plane.envoy.extensions.filters.http.header_to_metadata import v3 as header_to_metadata
+from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
 from envoy_data_plane.envoy.extensions.filters.http.ratelimit import v3 as ratelimit
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
@@ -27,6 +28,7 @@ from envoy_data_plane.google.protobuf import Any
 from sluice.config.merge import Configuration
 from sluice.config.types import FailurePolicy
 from sluice.core.limits import MILLISECOND
+from sluice.usage.profiles.profile import Response
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
@@ -37,8 +39,8 @@ from sluice_sidecar.settings import UsageSource
 
 DOMAIN: Final = "sluice"
 
+HIDE_USAGE: Final = "sluice.hide_usage"
 READ_BODY: Final = "sluice.read_body"
-READ_PATH: Final = "sluice.read_path"
 ADMISSION: Final = {FailurePolicy.ALLOW: "sluice.admission.allow", FailurePolicy.DENY: "sluice.admission.deny"}
 """Whether a call passes when the gate cannot be asked is fixed for a filter, so there are two; a route gives its
 descriptor to one of them, and the other, which has none, asks nothing."""
@@ -47,7 +49,7 @@ READ_USAGE: Final = "sluice.read_usage"
 MARGIN: Final = timedelta(seconds=1)
 """What the gate has beyond `maxWait` to answer, and all it has where nothing queues."""
 
-CHAIN: Final = (READ_BODY, READ_PATH, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
+CHAIN: Final = (READ_BODY, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
 
 OBSERVED_HEADERS: Final = (
     ":status",
@@ -67,8 +69,9 @@ AI_PROTOCOL_MANAGER: Final = "envoy.extensions.filters.http.ai_protocol_manager.
 
 def http_filters(configuration: Configuration, settings: EnvoySettings) -> Iterator[hcm.HttpFilter]:
     """The whole chain, in order."""
+    # Answers pass it last, so that whoever reads usage has read it. Most routes have no use for it, and do without it.
+    yield hcm.HttpFilter(name=HIDE_USAGE, typed_config=packed(facts.usage_hider()), disabled=True)
     yield _filter(READ_BODY, facts.body_reader())
-    yield _filter(READ_PATH, header_to_metadata.Config())
     for name, config in admission_filters(configuration, settings).items():
         yield _filter(name, config) if settings.xds_folder is None else _followed_filter(name, settings.xds_folder)
     yield _filter(USAGE_STREAM, _usage_stream(settings))
@@ -114,8 +117,40 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
     )
 
 
-def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
+def hiding_usage() -> Any:
+    """For a route on which usage may have to be hidden."""
+    return packed(route.FilterConfig(config=packed(lua.LuaPerRoute())))
+
+
+def usage_source(response: Response, settings: EnvoySettings) -> dict[str, Any]:
+    """How the usage of a route's answers is found out, where that is not what the chain does by itself."""
+    if settings.usage is UsageSource.BODY:
+        return {}
+    if response.envoy_reads:
+        return {READ_USAGE: usage_protocol(response.envoy_reads)}
+    return {USAGE_STREAM: observed_body()} if response.fields.names else {}
+
+
+def observed_body() -> Any:
+    """For a route of whose answers the gate is shown the body: observed, not waited for."""
+    mode = _processing_mode(ext_proc.ProcessingModeBodySendMode.STREAMED)
+    return packed(ext_proc.ExtProcPerRoute(overrides=ext_proc.ExtProcOverrides(processing_mode=mode)))
+
+
+def _processing_mode(response_body: ext_proc.ProcessingModeBodySendMode) -> ext_proc.ProcessingMode:
     send, skip = ext_proc.ProcessingModeHeaderSendMode.SEND, ext_proc.ProcessingModeHeaderSendMode.SKIP
+    return ext_proc.ProcessingMode(
+        request_header_mode=send,
+        response_header_mode=send,
+        # Without it Envoy would close the stream, and end the permit, at the answer's headers.
+        response_trailer_mode=send,
+        request_trailer_mode=skip,
+        request_body_mode=ext_proc.ProcessingModeBodySendMode.NONE,
+        response_body_mode=response_body,
+    )
+
+
+def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
     bodies = ext_proc.ProcessingModeBodySendMode
     headers = [_header_matcher(name) for name in (*OBSERVED_HEADERS, *settings.observed_headers)]
     return ext_proc.ExternalProcessor(
@@ -125,15 +160,7 @@ def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
         deferred_close_timeout=settings.deferred_close_timeout,
         failure_mode_allow=True,
         message_timeout=timedelta(seconds=5),
-        processing_mode=ext_proc.ProcessingMode(
-            request_header_mode=send,
-            response_header_mode=send,
-            # Without it Envoy would close the stream, and end the permit, at the answer's headers.
-            response_trailer_mode=send,
-            request_trailer_mode=skip,
-            request_body_mode=bodies.NONE,
-            response_body_mode=bodies.STREAMED if settings.usage is UsageSource.BODY else bodies.NONE,
-        ),
+        processing_mode=_processing_mode(bodies.STREAMED if settings.usage is UsageSource.BODY else bodies.NONE),
         forward_rules=ext_proc.HeaderForwardingRules(allowed_headers=matcher.ListStringMatcher(patterns=headers)),
         metadata_options=ext_proc.MetadataOptions(
             forwarding_namespaces=ext_proc.MetadataOptionsMetadataNamespaces(

@@ -4,31 +4,57 @@
 -- takes two seconds and 1 GiB for 10 MiB of `[0,0,...]`; meanwhile every decision that the worker waits for runs into its
 -- time limit, and with `failurePolicy: Allow` such calls pass unasked. Nor does it judge: what one reader refuses (NaN,
 -- half a surrogate pair, integers past 2^63) a provider may take, and must not hide a model.
+--
+-- Which fields are which facts is the route's to say, in its `filter_context`:
+--   facts   "model=model options.num_predict=max_output_tokens": fields of the body, at most two levels, and the facts
+--   path    "models tunedModels": the model is the segment of the path behind one of these
+--   switch  "stream_options.include_usage": what a call sets to be told the usage of a stream
+--   unasked "inject" or "estimate": what becomes of a stream that does not set it
+--
+-- `inject` sets the switch in the body's text, in place, and marks the call, so that `hide_usage.lua` takes the chunk out
+-- that its caller did not ask for. `estimate` marks it for another route, on which the gate is shown the answer's body.
 
 local NAMESPACE = "sluice.request"
--- Key of the body, or of one object in it: the fact. Protobuf's JSON, which Gemini speaks, takes either form of a name.
-local GEMINI = {
-  maxOutputTokens = "gemini_max_output_tokens", max_output_tokens = "gemini_max_output_tokens",
-  candidateCount = "gemini_n", candidate_count = "gemini_n",
-}
-local FACTS = {
-  model = "model", n = "n", max_tokens = "max_tokens", max_completion_tokens = "max_completion_tokens",
-  max_output_tokens = "max_output_tokens", generationConfig = GEMINI, generation_config = GEMINI,
-}
+local MARKS = "sluice.stream"
 local LONGEST = 8192 -- bytes of a text; of a longer one nothing is told
+local MOST_READERS = 256 -- texts of `facts` that are remembered as tables; limits that change bring new ones
+local MOST_EDITS = 100 -- places at which a body may set the switch: one that has more is sent on as it is
 local MOST_ESCAPED = 1000 -- names of fields with an escape: each takes some 300 ns to compare
 local NOT_UTF_8 = {"^\255\254", "^\254\255", "^[%s{]%z", "^%z+{", "^%z%s%z", "^%z%z\254\255", "^%z%z%z%s%z"}
 local REFUSAL = '{"error": {"type": "invalid_request_error", "message": "send the body as JSON in UTF-8, with plain field names"}}'
 
 local byte, find, match, sub, char, floor = string.byte, string.find, string.match, string.sub, string.char, math.floor
 local ESCAPED = {b = "\b", f = "\f", n = "\n", r = "\r", t = "\t"}
-local NAMES = {[FACTS] = {}, [GEMINI] = {}}
-for facts, names in pairs(NAMES) do
-  for name in pairs(facts) do names[#names + 1] = name end
-end
+local NAMES = setmetatable({}, {__mode = "k"}) -- the keys of a table of facts, as a list
 local HEX = {}
 for digit = 0, 15 do
   HEX[byte(string.format("%x", digit))], HEX[byte(string.format("%X", digit))] = digit, digit
+end
+
+local readers, remembered = {}, 0
+
+local function reader(text) -- the facts by key; by key of an object, the facts in it
+  local facts = readers[text]
+  if facts then return facts end
+  facts = {}
+  NAMES[facts] = {}
+  for field, fact in text:gmatch("(%S+)=(%S+)") do
+    local parent, name = match(field, "^([^.]+)%.(.+)$")
+    local into = facts
+    if parent then
+      into = facts[parent]
+      if type(into) ~= "table" then
+        into = {}
+        facts[parent], NAMES[into] = into, {}
+        table.insert(NAMES[facts], parent)
+      end
+    end
+    into[name or field] = type(into[name or field]) == "table" and into[name or field] or fact
+    table.insert(NAMES[into], name or field)
+  end
+  if remembered == MOST_READERS then readers, remembered = {}, 0 end
+  readers[text], remembered = facts, remembered + 1
+  return facts
 end
 
 local function is_name(s, from, to, name) -- with escapes undone; no name here needs another escape than \u
@@ -111,24 +137,27 @@ local function value(s, from) -- the text or number that begins there; nil for a
     return text ~= "" and unescaped(text) or nil
   end
   local word = match(s, "^[%w.+-]+", from)
-  if word == "true" or word == "false" then return word == "true" and "1" or "0" end
+  if word == "true" or word == "false" then return word end
   local number = word and #word <= 400 and tonumber(word)
   if number and number - number ~= 0 then return nil end -- infinite, or none
   if number and #word > 15 or word and find(word, "[eE]") and number then return string.format("%.0f", number) end
   return number and word
 end
 
-local function values_at(s) -- where the values of the facts begin, by key; of a key that comes twice, the last
-  local found, inner = {}, {}
+local function values_at(s, wanted, note)
+  -- Where the values of the facts begin, by key, those in an object by its key and theirs; of a key that comes twice, the
+  -- last. `note` is told of each, and of the objects. The last result is where the whole object begins.
+  local found, root = {}, nil
   local i, size, depth = 1, #s, 0
   local facts, into, key, is_key
   while i <= size and escaped <= MOST_ESCAPED do
     local c = byte(s, i)
     if key and c > 32 and c ~= 58 then -- neither space nor colon: the value of a fact begins
+      if note then note(key, i, c) end
       if type(facts[key]) == "string" then
         into[key], key = i, nil
       elseif c ~= 123 then
-        key = nil
+        found[key], key = nil, nil
       end
     end
     if c == 34 then
@@ -139,30 +168,95 @@ local function values_at(s) -- where the values of the facts begin, by key; of a
     elseif c == 123 or c == 91 then
       depth = depth + 1
       if depth == 1 and c == 123 then
-        facts, into = FACTS, found
+        facts, into, root = wanted, found, root or i
       elseif depth == 2 and c == 123 and key then
-        facts, into = facts[key], inner
+        facts, into = facts[key], {}
+        found[key] = into
       else
         facts = nil
       end
       key, is_key = nil, facts ~= nil
     elseif c == 125 or c == 93 then
       depth = depth - 1
-      facts, into, key, is_key = depth == 1 and FACTS or nil, found, nil, false
-      if depth <= 0 then return found, inner end
+      facts, into, key, is_key = depth == 1 and wanted or nil, found, nil, false
+      if depth <= 0 then break end
     elseif c == 44 then
       key, is_key = nil, facts ~= nil
     end
     i = i + 1
   end
-  return found, inner
+  return found, root
 end
+
+local function switched_on(s, switch) -- the body with the switch set, wherever it stands; nil if that cannot be done
+  local parent, name = match(switch, "^([^.]+)%.(.+)$")
+  local set = '"' .. (name or switch) .. '":true'
+  local out, at, edits, open = {}, 1, 0, nil
+  local function put(text, from, to) -- in place of what stands from there to there
+    edits = edits + 1
+    if edits > MOST_EDITS then return end
+    out[#out + 1], out[#out + 2], at = sub(s, at, from - 1), text, to + 1
+  end
+  local function end_object() -- an object without the switch: it comes first in it
+    if open then put(set .. (match(s, "^%s*}", open) and "" or ","), open, open - 1) end
+    open = nil
+  end
+  local function note(key, from, first)
+    if key == parent then
+      end_object()
+      if first == 123 then
+        open = from + 1
+      elseif match(s, "^null", from) then
+        put("{" .. set .. "}", from, from + 3)
+      end
+      return
+    end
+    open = nil
+    local word = match(s, "^[%w.+-]+", from)
+    local to = first == 34 and closing(s, from) or word and from + #word - 1
+    if to then put("true", from, to) end
+  end
+  escaped = 0
+  local _, root = values_at(s, reader(switch .. "=switch"), note)
+  end_object()
+  if edits == 0 then put((parent and '"' .. parent .. '":{' .. set .. "}" or set) .. ",", root + 1, root) end
+  return edits <= MOST_EDITS and table.concat(out) .. sub(s, at) or nil
+end
+
+local function model_in(path, segments) -- the segment behind one of these, less a method's name (`:generateContent`)
+  path = match(path, "^[^?]*")
+  for _, form in ipairs({path, (path:gsub("%%2[Ff]", "/"))}) do
+    for segment in segments:gmatch("%S+") do
+      local name = match(form, "^.*/" .. segment .. "/([^/]+)")
+      if name then
+        name = name:gsub("%%(%x%x)", function(code) return char(tonumber(code, 16)) end):gsub(":%a+$", "")
+        return name ~= "" and #name <= LONGEST and clean((name:gsub("%z", "?"))) or nil
+      end
+    end
+  end
+end
+
+local ON = {["true"] = true, ["1"] = true}
 
 function envoy_on_request(handle)
   local body = handle:body()
-  if not body then return end
-  local s = body:getBytes(0, body:length())
+  local route = handle:filterContext() -- only now: it does not outlive the wait for the body
   local metadata = handle:streamInfo():dynamicMetadata()
+  local segments = route:get("path")
+  local model = segments and model_in(handle:headers():get(":path") or "", segments)
+  if model then metadata:set(NAMESPACE, "model", model) end
+  local facts = route:get("facts")
+  if not (body and facts) then return end
+  facts = reader(facts)
+  local s = body:getBytes(0, body:length())
+  escaped = 0
+  local found = values_at(s, facts)
+  local refused = escaped > MOST_ESCAPED
+  for _, pattern in ipairs(NOT_UTF_8) do refused = refused or find(s, pattern) end
+  if refused then
+    handle:respond({[":status"] = "400", ["content-type"] = "application/json"}, REFUSAL)
+    return
+  end
   local told = {}
   local function tell(fact, from)
     local new = value(s, from)
@@ -171,14 +265,22 @@ function envoy_on_request(handle)
       metadata:set(NAMESPACE, fact, new)
     end
   end
-  escaped = 0
-  local found, inner = values_at(s)
-  local refused = escaped > MOST_ESCAPED
-  for _, pattern in ipairs(NOT_UTF_8) do refused = refused or find(s, pattern) end
-  if refused then
-    handle:respond({[":status"] = "400", ["content-type"] = "application/json"}, REFUSAL)
-    return
+  for key, from in pairs(found) do -- of a fact that several fields tell, the largest
+    if type(from) == "number" then
+      tell(facts[key], from)
+    else
+      for inner, at in pairs(from) do tell(facts[key][inner], at) end
+    end
   end
-  for key, from in pairs(found) do tell(FACTS[key], from) end
-  for key, from in pairs(inner) do tell(GEMINI[key], from) end -- of one told by two names, the largest
+  local unasked = ON[told.stream] and not ON[told.stream_usage] and route:get("unasked")
+  if unasked == "inject" then
+    local asking = switched_on(s, route:get("switch"))
+    if asking then
+      body:setBytes(asking)
+      metadata:set(MARKS, "hide", "1")
+    end
+  elseif unasked == "estimate" then
+    metadata:set(MARKS, "read", "1")
+    handle:clearRouteCache()
+  end
 end

@@ -8,7 +8,7 @@ clusters, never in the listener: a changed listener is drained, changed routes a
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Final
 
@@ -19,13 +19,13 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
-from sluice.usage.profiles import Api, Profile, Shape
+from sluice.config.types import StreamUsage
+from sluice.usage.profiles import Profile, Shape
 from sluice.usage.profiles.profile import EVERY_PATH, regex
 from sluice_sidecar.envoy_config import callers, facts, filters
 from sluice_sidecar.envoy_config.messages import error_body, packed
 from sluice_sidecar.envoy_config.upstreams import Upstream, cluster_name
 from sluice_sidecar.envoy_settings import EnvoySettings
-from sluice_sidecar.settings import UsageSource
 
 ROUTES: Final = "sluice-routes"
 
@@ -55,7 +55,6 @@ class _Served:
 
     provider: Provider
     upstream: Upstream
-    filters: Mapping[str, Any]
     headers_to_add: list[core.HeaderValueOption]
     headers_to_remove: list[str]
     settings: EnvoySettings
@@ -74,13 +73,9 @@ def route_configuration(configuration: Configuration, settings: EnvoySettings) -
 
 
 def _served(provider: Provider, settings: EnvoySettings) -> _Served:
-    configs = {}
-    if provider.profile.api is Api.GEMINI:
-        configs[filters.READ_PATH] = packed(facts.path_reader())
     return _Served(
         provider,
         Upstream.of(provider),
-        configs,
         [_first_value(header) for header in callers.counted_headers(provider)],
         [*callers.identity_headers(provider), *HIDDEN_HEADERS],
         settings,
@@ -117,19 +112,39 @@ def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
     admission = filters.ADMISSION[served.provider.failure_policy]
     for match, shape in _apis(served.provider.profile, prefix):
         descriptor = ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(served.provider, shape)])
-        configs = {**served.filters, admission: packed(descriptor)}
-        protocol = shape.response.envoy_reads
-        if protocol and served.settings.usage is UsageSource.METADATA:
-            configs[filters.READ_USAGE] = filters.usage_protocol(protocol)
-        yield route.Route(
-            name=served.provider.name,
-            match=match,
-            route=_action(served, prefix),
-            request_headers_to_add=served.headers_to_add,
-            request_headers_to_remove=served.headers_to_remove,
-            request_body_buffer_limit=served.settings.body_limit,
-            typed_per_filter_config=configs,
-        )
+        configs = {
+            filters.READ_BODY: packed(facts.reading(served.provider, shape)),
+            admission: packed(descriptor),
+            **filters.usage_source(shape.response, served.settings),
+        }
+        if shape.request.stream_usage and served.provider.stream_usage is StreamUsage.INJECT:
+            configs[filters.HIDE_USAGE] = filters.hiding_usage()
+        elif shape.request.stream_usage:
+            shown = configs | {filters.USAGE_STREAM: filters.observed_body()}
+            yield _route(served, prefix, _marked(match, facts.READ), shown)
+        yield _route(served, prefix, match, configs)
+
+
+def _route(served: _Served, prefix: str, match: route.RouteMatch, configs: Mapping[str, Any]) -> route.Route:
+    return route.Route(
+        name=served.provider.name,
+        match=match,
+        route=_action(served, prefix),
+        request_headers_to_add=served.headers_to_add,
+        request_headers_to_remove=served.headers_to_remove,
+        request_body_buffer_limit=served.settings.body_limit,
+        typed_per_filter_config=dict(configs),
+    )
+
+
+def _marked(match: route.RouteMatch, mark: str) -> route.RouteMatch:
+    """Of the calls that match, those that `read_body.lua` has marked."""
+    condition = matcher.MetadataMatcher(
+        filter=facts.MARKS,
+        path=[matcher.MetadataMatcherPathSegment(key=mark)],
+        value=matcher.ValueMatcher(present_match=True),
+    )
+    return replace(match, dynamic_metadata=[condition])
 
 
 def _first_value(header: str) -> core.HeaderValueOption:

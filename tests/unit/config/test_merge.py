@@ -216,7 +216,7 @@ def test_every_kind_of_change_is_told() -> None:
 
     assert diff(old, new) == (
         (
-            "acme: added (api OpenAI, upstream http://llm, failurePolicy Allow, "
+            "acme: added (api OpenAI, upstream http://llm, failurePolicy Allow, streamUsage Estimate, "
             "estimation.charsPerToken 4, estimation.defaultOutputTokens 9, estimation.quantile 90)"
         ),
         "openai: failurePolicy Allow -> Deny",

@@ -119,7 +119,7 @@ def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
         }
         if shape.request.stream_usage and served.provider.stream_usage is StreamUsage.INJECT:
             configs[filters.HIDE_USAGE] = filters.hiding_usage()
-        elif shape.request.stream_usage:
+        elif shape.request.stream_usage and filters.READ_USAGE in configs:
             shown = configs | {filters.USAGE_STREAM: filters.observed_body()}
             yield _route(served, prefix, _marked(match, facts.READ), shown)
         yield _route(served, prefix, match, configs)

@@ -197,10 +197,22 @@ class CallStream:
         """What Envoy's `ai_protocol_manager` has read, once it speaks."""
         if USAGE_NAMESPACE not in metadata:
             return
-        told = TokenUsage.FromString(metadata[USAGE_NAMESPACE].value)
-        self._usage_of_envoy = Usage(
-            told.input_tokens.value if told.HasField("input_tokens") else None,
-            told.output_tokens.value if told.HasField("output_tokens") else None,
-            told.provider_total_tokens.value if told.HasField("provider_total_tokens") else None,
-            told.extraction_status != COMPLETE,
-        )
+        self._usage_of_envoy = usage_told(TokenUsage.FromString(metadata[USAGE_NAMESPACE].value))
+
+
+def usage_told(told: Any) -> Usage:
+    """Envoy's `TokenUsage` as ours: the input includes both sides of a cache, the output what nobody sees of it."""
+    read, hidden = told.input_token_details, told.output_token_details
+    return Usage(
+        _count(told, "input_tokens"),
+        _count(told, "output_tokens"),
+        _count(told, "provider_total_tokens"),
+        told.extraction_status != COMPLETE,
+        _count(read, "cached_tokens"),
+        _count(read, "cache_creation_tokens"),
+        _count(hidden, "reasoning_tokens"),
+    )
+
+
+def _count(message: Any, name: str) -> int | None:
+    return int(getattr(message, name).value) if message.HasField(name) else None

@@ -48,11 +48,21 @@ _COUNT: Final = ".google.protobuf.UInt64Value"
 
 def _token_usage() -> Any:
     file = _file("usage")
-    usage = file.message_type.add(name="TokenUsage")
-    for number, name in ((3, "input_tokens"), (4, "output_tokens"), (5, "total_tokens"), (8, "provider_total_tokens")):
-        usage.field.add(name=name, number=number, type=_FIELD.TYPE_MESSAGE, type_name=_COUNT)
+    _counts(file, "InputDetail", cached_tokens=1, cache_creation_tokens=2, tool_use_tokens=3)
+    _counts(file, "OutputDetail", reasoning_tokens=1)
+    usage = _counts(file, "TokenUsage", input_tokens=3, output_tokens=4, total_tokens=5, provider_total_tokens=8)
+    for number, name, kind in ((6, "input_token_details", "InputDetail"), (7, "output_token_details", "OutputDetail")):
+        usage.field.add(name=name, number=number, type=_FIELD.TYPE_MESSAGE, type_name=kind)
     usage.field.add(name="extraction_status", number=9, type=_FIELD.TYPE_INT32)
     return _message(file, "TokenUsage")
+
+
+def _counts(file: Any, name: str, **fields: int) -> Any:
+    """A message of counts, each of which may be absent; by their names and numbers."""
+    message = file.message_type.add(name=name)
+    for field, number in fields.items():
+        message.field.add(name=field, number=number, type=_FIELD.TYPE_MESSAGE, type_name=_COUNT)
+    return message
 
 
 def _request_of_bytes() -> Any:

@@ -189,7 +189,8 @@ def _described(document: ProviderLimits) -> Iterator[str]:
     """A document in the words of the document: the provider on one line, and each entry on a line of its own."""
     manifest = to_manifest(document)["spec"]
     yield f"{document.source}: {document.name}: provider {document.provider}, {document.api} at {document.upstream}"
-    yield f"  failurePolicy {document.failure_policy}" + (", no limits" if not manifest["limits"] else "")
+    policies = f"failurePolicy {document.failure_policy}, streamUsage {document.stream_usage}"
+    yield f"  {policies}" + (", no limits" if not manifest["limits"] else "")
     for entry in manifest["limits"]:
         ((kind, value),) = entry.pop("subject").items()
         source = kind if value is True else f"{kind} {value}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import strategies as st
 
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
-from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
 from sluice.usage.estimation import Estimation
@@ -66,6 +66,7 @@ def documents(draw: st.DrawFn) -> ProviderLimits:
         api=draw(st.sampled_from(Api)),
         upstream=draw(st.sampled_from(["http://", "https://"])) + host + port,
         failure_policy=draw(st.sampled_from(FailurePolicy)),
+        stream_usage=draw(st.sampled_from(StreamUsage)),
         estimation=Estimation(
             draw(st.none() | st.sampled_from(EstimationMode)),
             draw(st.integers(1, 64)),

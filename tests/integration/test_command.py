@@ -375,7 +375,7 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"{file}: openai: provider openai, OpenAI at {provider.url}\n"
-        "  failurePolicy Allow\n"
+        "  failurePolicy Allow, streamUsage Estimate\n"
         "  User (header x-user-id): requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, "
         "mode Enforce\n"
     )

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Final
 
 from sluice.config.entries import ENTRY, MATCH, MAX_ENTRIES, SCOPE, SUBJECT, claims_of, is_spelt, words
-from sluice.config.types import FailurePolicy, SubjectKind
+from sluice.config.types import FailurePolicy, StreamUsage, SubjectKind
 from sluice.core.keys import Scope
 from sluice.core.limits import MAX_COUNT
 from sluice.schema.declare import (
@@ -183,6 +183,13 @@ SPEC: Final = Object(
             Word(tuple(FailurePolicy)),
             "What becomes of calls while the gate cannot decide: Allow lets them go on, uncounted; Deny refuses them.",
             default=FailurePolicy.ALLOW,
+        ),
+        "streamUsage": Field(
+            Word(tuple(StreamUsage)),
+            "What is done about a stream of an OpenAI-like API whose call does not ask for its usage "
+            "(`stream_options.include_usage`): Estimate counts what streams; Inject asks in the caller's place, and takes "
+            "the answer out of the stream again.",
+            default=StreamUsage.ESTIMATE,
         ),
         "profile": Field(
             OVERRIDES,

@@ -11,6 +11,7 @@ from sluice.config.types import (
     FailurePolicy,
     LimitEntry,
     ProviderLimits,
+    StreamUsage,
     SubjectKind,
     SubjectSource,
 )
@@ -68,6 +69,7 @@ def to_manifest(document: ProviderLimits) -> dict[str, Any]:
             "api": str(document.api),
             "upstream": document.upstream,
             "failurePolicy": str(document.failure_policy),
+            "streamUsage": str(document.stream_usage),
             **({"profile": document.profile} if document.profile else {}),
             "estimation": _estimation_to_manifest(document.estimation),
             "limits": [_entry_to_manifest(entry) for entry in document.limits],
@@ -136,6 +138,7 @@ def _built(tree: Tree, source: str) -> ProviderLimits:
         api=Api(spec["api"]),
         upstream=spec["upstream"],
         failure_policy=FailurePolicy(spec["failurePolicy"]),
+        stream_usage=StreamUsage(spec["streamUsage"]),
         estimation=_estimation(spec["estimation"]),
         limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
         profile=spec.get("profile", {}),

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from sluice.config.document import from_manifest, parse, to_manifest
-from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
+from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
@@ -81,6 +81,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
         api=Api.OPENAI,
         upstream="http://127.0.0.1:8080",
         failure_policy=FailurePolicy.DENY,
+        stream_usage=StreamUsage.INJECT,
         estimation=Estimation(EstimationMode.LEARNED, 64, 2**53 - 1, 99),
         limits=(
             LimitEntry(

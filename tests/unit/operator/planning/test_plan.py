@@ -40,6 +40,7 @@ def test_an_object_becomes_a_config_map_a_status_and_an_event() -> None:
         "  api: OpenAI\n"
         "  upstream: https://api.openai.com\n"
         "  failurePolicy: Allow\n"
+        "  streamUsage: Estimate\n"
         "  estimation:\n"
         "    charsPerToken: 4\n"
         "    defaultOutputTokens: 256\n"

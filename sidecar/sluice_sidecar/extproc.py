@@ -156,6 +156,8 @@ class CallStream:
         usage, seen = self._usage_of_headers or self._usage_of_envoy, 0
         if self._sees_body and self._reader is not None:
             usage, seen = usage or self._reader.finish(), self._reader.seen_output
+            # A stream that was not asked for its usage: all that is to be known of its output was seen.
+            complete = complete and not (usage is None and seen and self._is_stream)
         if self._sent > self._read:
             unread, event_bytes = self._sent - self._read, facts.shape.response.event_bytes
             seen += unread_output(unread, event_bytes, facts.estimate, is_stream=self._is_stream)

@@ -36,7 +36,6 @@ CHAT = Endpoint(
 CHAT_STREAM = Endpoint(
     "chat stream", CHAT.path, {**CHAT.body, "stream": True, "stream_options": {"include_usage": True}}
 )
-CHAT_STREAM_WITHOUT_USAGE = Endpoint("chat stream without usage", CHAT.path, {**CHAT.body, "stream": True})
 RESPONSES = Endpoint("responses", "/openai/v1/responses", {"model": "m", "max_output_tokens": 50, "input": PROMPT})
 MESSAGES = Endpoint(
     "messages",
@@ -121,11 +120,10 @@ async def test_usage_in_the_response_headers_comes_first(system: System) -> None
     [
         (CHAT, {"omit_usage": True}),
         (CHAT, {"gzip": True, "omit_usage": True}),
-        (CHAT_STREAM_WITHOUT_USAGE, {}),
         (CHAT_STREAM, {"usage_count": "-1"}),
         (CHAT, {"usage_count": "1e999"}),
     ],
-    ids=["json", "gzip", "stream", "negative", "huge"],
+    ids=["json", "gzip", "negative", "huge"],
 )
 async def test_the_estimate_stands_where_usage_is_not_told(
     system: System, endpoint: Endpoint, script: Mapping[str, object]

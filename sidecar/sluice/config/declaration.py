@@ -187,8 +187,8 @@ SPEC: Final = Object(
         "streamUsage": Field(
             Word(tuple(StreamUsage)),
             "What is done about a stream of an OpenAI-like API whose call does not ask for its usage "
-            "(`stream_options.include_usage`): Estimate counts what streams; Inject asks in the caller's place, and takes "
-            "the answer out of the stream again.",
+            "(`stream_options.include_usage`): Estimate counts what streams; Inject asks in the caller's place, and "
+            "takes the answer out of the stream again.",
             default=StreamUsage.ESTIMATE,
         ),
         "profile": Field(

@@ -98,6 +98,31 @@ async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None
     assert calls.tokens == INPUT + 10
 
 
+@pytest.mark.parametrize("events", [1, 100])
+async def test_a_stream_that_told_no_usage_is_charged_what_went_by(events: int) -> None:
+    calls = Calls()
+    stream = calls.watched.open()
+    stream.feed(beginning(await calls.admit()))
+    stream.feed(answer("text/event-stream"))
+    for _ in range(events):
+        stream.feed(piece(EVENT))
+    last = piece(b"data: [DONE]\n\n")
+    last.response_body.end_of_stream = True
+    assert stream.feed(last)
+    assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10 * events, 0, 1)
+
+
+async def test_a_stream_of_nothing_that_could_be_read_leaves_its_estimate() -> None:
+    calls = Calls()
+    stream = calls.watched.open()
+    stream.feed(beginning(await calls.admit()))
+    stream.feed(answer("text/event-stream"))
+    last = piece(b"data: {}\n\n")
+    last.response_body.end_of_stream = True
+    assert stream.feed(last)
+    assert (calls.tokens, calls.alice.estimated) == (ESTIMATE, 1)
+
+
 @pytest.mark.parametrize(
     ("content_type", "sent", "charged"),
     [

@@ -14,6 +14,7 @@ from prometheus_client.exposition import choose_encoder
 
 from sluice.core.keys import Scope
 from sluice_sidecar import status
+from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.health import Health
 from sluice_sidecar.recent import RecentCounts
@@ -35,8 +36,11 @@ AT_ONCE: Final = 100
 class Admin:
     """Serves what the gate says of itself. It only reads."""
 
-    def __init__(self, health: Health, gate: Gate, registry: CollectorRegistry, recent: RecentCounts) -> None:
+    def __init__(
+        self, health: Health, gate: Gate, registry: CollectorRegistry, recent: RecentCounts, commits: CommitWatch
+    ) -> None:
         self._health = health
+        self._commits = commits
         self._gate = gate
         self._recent = recent
         self._registry = registry
@@ -98,6 +102,7 @@ class Admin:
             fullest,
             self._recent.by_provider(),
             status.estimation(providers, self._gate.learner),
+            self._commits.missing,
         )
         return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
 

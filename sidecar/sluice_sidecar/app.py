@@ -40,6 +40,7 @@ from sluice.usage.headers import USAGE_HEADERS
 from sluice.usage.profiles import BUILT_IN
 from sluice_sidecar import clock, watch
 from sluice_sidecar.admin import Admin
+from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.envoy_files import EnvoyFiles
 from sluice_sidecar.envoy_process import EnvoyProcess, find
 from sluice_sidecar.envoy_settings import EnvoySettings
@@ -72,6 +73,7 @@ class Sidecar:
         bounds = EngineSettings(lease=settings.lease, max_keys=settings.max_keys, name=f"{secrets.token_hex(4)}-")
         self._engine = Engine(settings=bounds, telemetry=Fanout(self._counts, self._recent))
         self._gate = Gate(self._engine, clock.now)
+        self._commits = CommitWatch(self._recent)
         self._configuration = watch.configuration(Reading((), ()))
         self._catalog = BUILT_IN
         self._files: EnvoyFiles | None = None
@@ -182,11 +184,17 @@ class Sidecar:
         if address is not None and not address.is_loopback:
             logger.warning("whoever reaches %s can take and end permits: keep it to Envoy by a network policy", address)
         self._gate.start()
+        stack.callback(asyncio.create_task(self._commits.run()).cancel)
         stack.push_async_callback(self._gate.close)
         total, *others = USAGE_HEADERS.provider_total
         names = (*self._settings.usage_headers, *total)
         headers = replace(USAGE_HEADERS, provider_total=(names, *others))
-        server = GrpcServer(self._gate, headers, (self._counts.throttled, self._recent.throttled))
+        server = GrpcServer(
+            self._gate,
+            headers,
+            (self._counts.throttled, self._recent.throttled),
+            (self._counts.untold, self._recent.untold),
+        )
         try:
             port = await server.start(
                 socket=None if gate_socket is None else str(gate_socket),
@@ -199,12 +207,12 @@ class Sidecar:
 
     async def _serve_admin(self, stack: AsyncExitStack) -> Address:
         registry = CollectorRegistry()
-        registry.register(GateCollector(self._counts, self._engine.summary, self._health))
+        registry.register(GateCollector(self._counts, self._engine.summary, self._health, self._commits))
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         if isinstance(self._settings.admin, Path):
             _claim(self._settings.admin)
-        admin = Admin(self._health, self._gate, registry, self._recent)
+        admin = Admin(self._health, self._gate, registry, self._recent, self._commits)
         address = await admin.start(self._settings.admin)
         stack.push_async_callback(admin.stop)
         return address

@@ -20,7 +20,7 @@ Theory of operation
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, TypeAlias
+from typing import Any, Final, TypeAlias
 
 from sluice.core.buckets import Charge
 from sluice.core.permits import Permit, Settled
@@ -43,19 +43,29 @@ from sluice_sidecar.protos import (
 )
 from sluice_sidecar.rls import CallFacts
 
+OnUntold: TypeAlias = Callable[[str], None]
+"""Told the provider of a call that was answered whole, and did not tell the usage that it should. It must not raise."""
 OnThrottled: TypeAlias = Callable[[str, int], None]
 """Told of an admitted call that its provider refused: the provider, and 429 or 529. It must not raise."""
+
+
+ANSWERED: Final = range(200, FIRST_REFUNDED_STATUS)
 
 
 class WatchedCalls:
     """The calls whose streams are open, by lease. Belongs to one event loop."""
 
     def __init__(
-        self, gate: Gate, headers: UsageFields = USAGE_HEADERS, on_throttled: Sequence[OnThrottled] = ()
+        self,
+        gate: Gate,
+        headers: UsageFields = USAGE_HEADERS,
+        on_throttled: Sequence[OnThrottled] = (),
+        on_untold: Sequence[OnUntold] = (),
     ) -> None:
         self.gate = gate
         self.headers = headers
         self.on_throttled = on_throttled
+        self.on_untold = on_untold
         self._outages = Outages(gate)
         self.streams: dict[str, CallStream] = {}
 
@@ -138,9 +148,14 @@ class CallStream:
         finally:
             permit.release(now)
             self._calls.gate.rearm()
+        provider = permit.call.applied[0].key.provider
         if self._status is not None and self._status in THROTTLED_STATUSES:
             for tell in self._calls.on_throttled:
-                tell(permit.call.applied[0].key.provider, self._status)
+                tell(provider, self._status)
+        whole = self._status in ANSWERED and not self._cut
+        if whole and self._facts.tells_usage and permit.settled is Settled.ESTIMATED:
+            for tell_untold in self._calls.on_untold:
+                tell_untold(provider)
 
     def _learn(self, facts: CallFacts, charge: Charge, usage: Usage) -> None:
         """What the call has shown: its input as far as it counts, and its output."""

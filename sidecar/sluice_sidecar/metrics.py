@@ -25,6 +25,7 @@ from sluice.core.decisions import Refusal
 from sluice.core.limits import SECOND
 from sluice.core.permits import Call, Permit, Settled
 from sluice.core.states import Summary
+from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.health import Health
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -65,6 +66,7 @@ class EventCounts:
         self.error_tokens: defaultdict[str, int] = defaultdict(int)
         self.underestimated: defaultdict[str, int] = defaultdict(int)
         self.throttled_calls: defaultdict[str, int] = defaultdict(int)
+        self.untold_calls: defaultdict[str, int] = defaultdict(int)
         self.refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.shadow_refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.waits: defaultdict[str, Histogram] = defaultdict(lambda: Histogram(WAITS))
@@ -94,6 +96,10 @@ class EventCounts:
         """The provider has refused a call that was admitted here."""
         self.throttled_calls[provider] += 1
 
+    def untold(self, provider: str) -> None:
+        """An answer should have told its usage, and did not."""
+        self.untold_calls[provider] += 1
+
     def released(self, permit: Permit) -> None:
         """Nothing to count: in flight is known to the engine."""
 
@@ -104,8 +110,11 @@ class EventCounts:
 class GateCollector(Collector):
     """Every metric of the gate, made up when Prometheus asks."""
 
-    def __init__(self, counts: EventCounts, summary: Callable[[], Summary], health: Health) -> None:
+    def __init__(
+        self, counts: EventCounts, summary: Callable[[], Summary], health: Health, commits: CommitWatch
+    ) -> None:
         self._counts = counts
+        self._commits = commits
         self._summary = summary
         self._health = health
 
@@ -136,6 +145,8 @@ class GateCollector(Collector):
         yield _counter("sluice_permits_expired", expired, counts.expiries)
         throttled = "Admitted calls that the provider itself refused with 429 or 529."
         yield _counter("sluice_provider_throttled", throttled, counts.throttled_calls)
+        untold = "Calls answered whole whose answer did not tell the usage that it should."
+        yield _counter("sluice_calls_untold", untold, counts.untold_calls)
         yield _histogram("sluice_queue_wait_seconds", "How long admitted calls queued.", counts.waits)
 
     def _tokens(self) -> Iterator[Metric]:
@@ -153,6 +164,12 @@ class GateCollector(Collector):
 
     def _state(self) -> Iterator[Metric]:
         summary, health = self._summary(), self._health
+        missing = GaugeMetricFamily(
+            "sluice_commits_missing", "1 while the tokens that calls use are not told.", labels=("provider", "why")
+        )
+        for provider, why in self._commits.missing.items():
+            missing.add_metric((provider, why), 1)
+        yield missing
         yield GaugeMetricFamily("sluice_calls_in_flight", "Calls admitted and not ended.", value=summary.in_flight)
         yield GaugeMetricFamily("sluice_calls_queued", "Calls waiting to be admitted.", value=summary.queued)
         yield GaugeMetricFamily("sluice_ready", "1 if /readyz says so.", value=health.is_ready)

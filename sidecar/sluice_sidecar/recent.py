@@ -33,6 +33,8 @@ class Tally:
     """Ended, and the estimate stands."""
     refunded: int = 0
     expired: int = 0
+    untold: int = 0
+    """Answered whole and with 2xx, and did not tell the usage that they should have told."""
     throttled: int = 0
     """Answered by the provider itself with 429 or 529."""
     last_throttled_status: int = 0
@@ -52,6 +54,7 @@ class Tally:
         self.estimated += later.estimated
         self.refunded += later.refunded
         self.expired += later.expired
+        self.untold += later.untold
         self.throttled += later.throttled
         self.last_throttled_status = later.last_throttled_status or self.last_throttled_status
         self.committed_tokens += later.committed_tokens
@@ -68,9 +71,9 @@ class RecentCounts:
         self._slot = -1
         self._newest: dict[str, Tally] = {}
 
-    def by_provider(self) -> dict[str, Tally]:
-        """The last five minutes of every provider of which anything was counted in them."""
-        oldest = self._clock() // SLOT - SLOTS
+    def by_provider(self, length: int = RECENT) -> dict[str, Tally]:
+        """The last five minutes, or fewer, of every provider of which anything was counted in them."""
+        oldest = self._clock() // SLOT - length // SLOT
         told = {}
         for provider, slots in self._slots.items():
             total = Tally()
@@ -116,6 +119,10 @@ class RecentCounts:
         tally.expired += 1
         if permit.settled is Settled.ESTIMATED:
             tally.estimated += 1
+
+    def untold(self, provider: str) -> None:
+        """An answer should have told its usage, and did not."""
+        self._now(provider).untold += 1
 
     def throttled(self, provider: str, status: int) -> None:
         """The provider has refused a call that was admitted here."""

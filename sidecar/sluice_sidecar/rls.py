@@ -5,7 +5,7 @@ The descriptor that Sluice's Envoy sends (domain and order are free, a missing f
     provider            the name in the limits document; without it nothing limits the call
     user, org, project  the subject of that scope, as Envoy saw it (a header's value, or the caller's key)
     api                 the name of the API in the provider's profile
-    model, bytes, max_tokens, max_completion_tokens, max_output_tokens, n
+    model, bytes, max_output_tokens (or max_tokens, max_completion_tokens), n, stream, stream_usage
                         what the request says of itself
 
 It becomes one call and, if admitted, a permit. A descriptor with a `hits_addend`, or with an entry `unit` of
@@ -17,6 +17,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
+from sluice.config.types import StreamUsage
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Refusal
 from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND
@@ -36,6 +37,10 @@ MOST_DESCRIPTORS: Final = 64
 MOST_ENTRIES: Final = 64
 LONGEST_MODEL: Final = 256
 """Characters; a longer name is cut, which can only move the call to a more general limit."""
+
+ON: Final = ("true", "1")
+"""How a switch says yes: `stream_usage` has the value of the body's own switch."""
+ESTIMATE: Final = StreamUsage.ESTIMATE
 
 _UINT32: Final = 2**32 - 1
 _OK: Final = RateLimitResponse.OK
@@ -64,6 +69,8 @@ class CallFacts(NamedTuple):
     """How its provider counts its tokens."""
     kind: Kind
     """Which calls are like it."""
+    tells_usage: bool = True
+    """True if its answer should tell its usage: it names a model, and is no stream that nobody asks for it."""
 
 
 class RateLimitService:
@@ -154,11 +161,21 @@ class RateLimitService:
             smallest_output_cap=_smallest(limits.smallest_output_cap for _, limits, _ in applied),
         )
         demand = Demand(1, 1, *scale.reservation(expected.input_tokens, expected.output_tokens))
-        return Call(applied, demand, patience, CallFacts(shape, request, expected, scale, kind))
+        tells_usage = (
+            bool(model)
+            and not shape.free
+            and not (_is_unasked(facts, shape) and policy.provider.stream_usage is ESTIMATE)
+        )
+        return Call(applied, demand, patience, CallFacts(shape, request, expected, scale, kind, tells_usage))
 
 
 def _smallest(caps: Iterable[int | None]) -> int | None:
     return min((cap for cap in caps if cap is not None), default=None)
+
+
+def _is_unasked(facts: dict[str, str], shape: Shape) -> bool:
+    """True for a stream that tells its usage only if it is asked, and is not asked by its caller."""
+    return bool(shape.request.stream_usage) and facts.get("stream") in ON and facts.get("stream_usage") not in ON
 
 
 def _facts(entries: Iterable[Any]) -> dict[str, str]:

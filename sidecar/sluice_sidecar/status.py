@@ -13,6 +13,7 @@ from sluice.core.buckets import RECENT
 from sluice.core.keys import OVERFLOW, OVERFLOW_SHOWN, BucketKey
 from sluice.core.limits import SECOND
 from sluice.core.states import BucketState, LastRefusal, Summary
+from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.learning import MOST_OUTPUT, Experience, Kind, Learner
 from sluice_sidecar.health import Health
 from sluice_sidecar.logs import utc
@@ -79,6 +80,7 @@ def document(
     fullest: Fullest,
     recent: Mapping[str, Tally],
     estimation: Mapping[str, Json],
+    missing: Mapping[str, Missing],
 ) -> dict[str, Json]:
     """The answer of `/status`. Only buckets are selected: all the rest is of everything."""
     totals = summary.totals
@@ -107,6 +109,12 @@ def document(
             "committedTokens": totals.committed_tokens,
             "estimatedTokens": totals.estimated_tokens,
             "expiredPermits": totals.expired_permits,
+        },
+        "commits": {
+            "healthy": not missing,
+            "missing": [
+                {"provider": provider, "why": why, "message": ADVICE[why]} for provider, why in sorted(missing.items())
+            ],
         },
         "recent": {
             "seconds": RECENT // SECOND,
@@ -173,6 +181,7 @@ def _recent(tally: Tally) -> dict[str, Json]:
         "estimated": tally.estimated,
         "refunded": tally.refunded,
         "expired": tally.expired,
+        "untold": tally.untold,
         "throttled": tally.throttled,
         **({"lastThrottledStatus": tally.last_throttled_status} if tally.throttled else {}),
         "committedTokens": tally.committed_tokens,

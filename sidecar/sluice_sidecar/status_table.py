@@ -42,7 +42,8 @@ def table(status: Mapping[str, Json]) -> str:
     lines = _aligned(rows) if buckets else ["no bucket: no such call has met a limit lately"]
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
-    return "\n".join([*lines, *_learned(status), "", _totals(status["totals"]), *_configuration(status)])
+    missing = [f"{each['provider']}: {each['message']}" for each in status["commits"]["missing"]]
+    return "\n".join([*lines, *_learned(status), "", _totals(status["totals"]), *missing, *_configuration(status)])
 
 
 def _learned(status: Mapping[str, Json]) -> list[str]:

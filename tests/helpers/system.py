@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +24,7 @@ from sluice.core.states import BucketState, Snapshot
 from sluice.core.telemetry import Telemetry
 from sluice_sidecar import clock
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, UsageSource, bootstrap
+from sluice_sidecar.extproc import OnUntold
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
 from standin import StandIn
@@ -102,21 +103,29 @@ async def running_system(
     usage: UsageSource = UsageSource.METADATA,
     settings: EngineSettings | None = None,
     telemetry: Telemetry | None = None,
+    *,
+    on_untold: Sequence[OnUntold] = (),
+    changed: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> AsyncIterator[System]:
-    """Everything up, with the limits that `document` gives for the provider's address; down in the end."""
+    """Everything up, with the limits that `document` gives for the provider's address; down in the end.
+
+    `changed` may change what Envoy is started with.
+    """
     with short_folder() as folder:
         provider = await StandIn().start()
         configuration = merge(parse(document(provider.url), "test"))
         gate = Gate(Engine(settings=settings, telemetry=telemetry), clock.now)
         gate.apply(configuration, {})
         gate.start()
-        server = GrpcServer(gate)
+        server = GrpcServer(gate, on_untold=on_untold)
         port, socket = free_port(), str(folder / "gate.sock")
         await server.start(socket=socket)
         envoy_settings = EnvoySettings(
             gate=Path(socket), admin_socket=folder / "admin.sock", listen=TcpAddress("127.0.0.1", port), usage=usage
         )
-        starting = running_envoy(bootstrap(configuration, envoy_settings), folder)
+        laid_out = bootstrap(configuration, envoy_settings)
+        changed(laid_out)
+        starting = running_envoy(laid_out, folder)
         envoy = await asyncio.to_thread(starting.__enter__)
         client = aiohttp.ClientSession()
         system = System(gate, envoy, provider, f"http://127.0.0.1:{port}", client, server, socket)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from sluice.usage.commits import ADVICE, missing
 from sluice_operator.planning.conditions import Condition, Kind, Reason, condition
 from sluice_operator.planning.progress import named
 from sluice_operator.planning.reports import Recent
@@ -32,18 +33,14 @@ def _unknown(reason: Reason, message: str) -> tuple[Condition, ...]:
 
 
 def _commits(recent: Recent) -> Condition:
-    """Calls that the provider turned down are not looked at: they had nothing to commit."""
-    ended = recent.committed + recent.estimated
+    """As the gate itself judges, over more time. Calls that fail, are cut, or have nothing to tell do not count."""
     holds: bool | None = True
     reason, message = Reason.COMMITTED, "Of most calls that ended in the last 5 minutes the tokens used are known."
-    if not ended:
+    why = missing(recent.committed, recent.untold, recent.expired, FEWEST)
+    if not recent.committed + recent.estimated + recent.expired:
         holds, reason, message = None, Reason.NO_CALLS, "No call has ended in the last 5 minutes."
-    elif ended >= FEWEST and 2 * recent.committed < ended:
-        holds, reason = False, Reason.COMMITS_MISSING
-        message = (
-            "Of more than half of the calls that ended in the last 5 minutes nobody told the tokens used, so limits on "
-            "tokens count estimates: see that Envoy runs ext_proc, and that --usage-source fits it and the provider."
-        )
+    elif why is not None:
+        holds, reason, message = False, Reason.COMMITS_MISSING, f"{ADVICE[why][0].upper()}{ADVICE[why][1:]}."
     return condition(Kind.COMMITS_HEALTHY, holds=holds, reason=reason, message=message)
 
 

@@ -80,6 +80,10 @@ class Recent:
     """The sum of |estimate - actual| over the calls that were committed."""
     underestimated: int = 0
     """Committed calls that used more than was estimated."""
+    expired: int = 0
+    """Admitted, and nobody spoke for the permit."""
+    untold: int = 0
+    """Answered whole, and the usage that should have been told was not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +159,8 @@ _RECENT: Final = {
     "wouldReject": "would_reject",
     "committed": "committed",
     "estimated": "estimated",
+    "expired": "expired",
+    "untold": "untold",
     "throttled": "throttled",
     "lastThrottledStatus": "last_throttled_status",
     "committedTokens": "committed_tokens",

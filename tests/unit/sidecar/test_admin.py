@@ -20,6 +20,7 @@ from sluice.core.permits import Call
 from sluice.core.rules import Rule, RuleBook
 from sluice_sidecar import clock
 from sluice_sidecar.admin import Admin
+from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.health import Health
 from sluice_sidecar.http_client import fetch
@@ -35,8 +36,10 @@ class Served:
         self.health = Health(waiting_for="")
         self.engine = engine = Engine(RuleBook((Rule("openai", Scope.USER, Limits(requests_per_minute=9)),)))
         registry = CollectorRegistry()
-        registry.register(GateCollector(EventCounts(), engine.summary, self.health))
-        self.admin = Admin(self.health, Gate(engine, clock.now), registry, RecentCounts(clock.now))
+        recent = RecentCounts(clock.now)
+        commits = CommitWatch(recent)
+        registry.register(GateCollector(EventCounts(), engine.summary, self.health, commits))
+        self.admin = Admin(self.health, Gate(engine, clock.now), registry, recent, commits)
         self.address: Address = TcpAddress("127.0.0.1", 0)
 
     async def get(self, path: str) -> tuple[int, str]:

@@ -12,8 +12,11 @@ from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
+from sluice.usage.commits import FEWEST
+from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.health import Health
 from sluice_sidecar.metrics import EventCounts, GateCollector
+from sluice_sidecar.recent import RecentCounts
 
 
 class Scraped:
@@ -25,8 +28,10 @@ class Scraped:
         self.engine = Engine(
             RuleBook((Rule("openai", Scope.USER, limits),)), EngineSettings(lease=2 * SECOND), telemetry=counts
         )
+        self.recent = RecentCounts(lambda: 0)
+        self.commits = CommitWatch(self.recent)
         self.registry = CollectorRegistry()
-        self.registry.register(GateCollector(counts, self.engine.summary, self.health))
+        self.registry.register(GateCollector(counts, self.engine.summary, self.health, self.commits))
 
     def call(self, tokens: int = 10, now: int = 0, user: str = "alice") -> object:
         return self.engine.acquire(
@@ -155,3 +160,13 @@ def test_no_label_holds_who_called(scraped: Scraped) -> None:
     scraped.call(tokens=101, user="somebody")
 
     assert b"somebody" not in generate_latest(scraped.registry)
+
+
+def test_a_provider_whose_usage_is_not_told_is_named_with_the_reason(scraped: Scraped) -> None:
+    for _ in range(FEWEST):
+        scraped.recent.untold("openai")
+        scraped.counts.untold("openai")
+    scraped.commits.look()
+
+    assert scraped.value("sluice_calls_untold_total", provider="openai") == FEWEST
+    assert scraped.value("sluice_commits_missing", provider="openai", why="NoUsage") == 1

@@ -17,6 +17,7 @@ from sluice.core.limits import SECOND, Cap, Limits, Mode
 from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
 from sluice.errors import Problem
+from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.estimation import Estimation
 from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.profiles import BUILT_IN
@@ -55,12 +56,13 @@ def document(
     most: int = 1000,
     recent: Mapping[str, Tally] = MappingProxyType({}),
     estimation: Mapping[str, Any] = MappingProxyType({"modes": {}, "learned": []}),
+    missing: Mapping[str, Missing] = MappingProxyType({}),
 ) -> dict[str, Any]:
     snapshot, fullest = engine.snapshot(now), status.Fullest(select, most)
     for bucket in snapshot.buckets:
         if fullest.wants(bucket.key):
             fullest.add(bucket)
-    return status.document(health or Health(), snapshot, fullest, recent, estimation)
+    return status.document(health or Health(), snapshot, fullest, recent, estimation, missing)
 
 
 def subjects(answer: dict[str, Any]) -> list[str]:
@@ -436,3 +438,11 @@ def test_before_there_were_any_limits_no_configuration_is_told() -> None:
         "the limits files have mistakes:",
         "  limits.yaml: cannot be read: No such file or directory",
     ]
+
+
+def test_a_provider_whose_usage_is_not_told_is_named_with_what_to_do(engine: Engine) -> None:
+    answer = document(engine, missing={"openai": Missing.NO_STREAM})
+    missing = {"provider": "openai", "why": "NoUsageStream", "message": ADVICE[Missing.NO_STREAM]}
+    assert answer["commits"] == {"healthy": False, "missing": [missing]}
+    assert f"openai: {ADVICE[Missing.NO_STREAM]}" in status_table.table(answer).splitlines()
+    assert document(engine)["commits"] == {"healthy": True, "missing": []}

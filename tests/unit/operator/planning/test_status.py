@@ -315,8 +315,10 @@ def test_calls_in_flight_at_their_cap_are_no_pressure() -> None:
         (Recent(), ("Unknown", "NoCalls")),
         (Recent(admitted=50), ("Unknown", "NoCalls")),
         (Recent(committed=1, estimated=18), ("True", "Committed")),
-        (Recent(committed=9, estimated=11), ("False", "CommitsMissing")),
-        (Recent(committed=10, estimated=10), ("True", "Committed")),
+        (Recent(committed=9, estimated=11, untold=11), ("False", "CommitsMissing")),
+        (Recent(committed=9, estimated=11, expired=11), ("False", "CommitsMissing")),
+        (Recent(committed=10, estimated=10, untold=10), ("True", "Committed")),
+        (Recent(committed=1, estimated=99), ("True", "Committed")),
     ],
 )
 def test_commits_are_healthy_unless_most_of_twenty_calls_are_never_told(

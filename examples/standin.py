@@ -28,7 +28,7 @@ from aiohttp import web
 from standin_dialects import CREATED, GEMINI_ARRAY, Dialect, Failure, openai_failure, route_of
 from standin_script import COUNT, Call, Json, Point, Script, call_of
 
-__all__ = ["Ending", "Point", "Script", "Seen", "StandIn"]
+__all__ = ["Ending", "Point", "Recording", "Script", "Seen", "StandIn"]
 
 LARGEST_BODY: Final = 32 * 1024 * 1024
 """Bytes; the largest request that any of the three providers takes."""
@@ -62,6 +62,14 @@ class Seen:
 
 
 @dataclass(frozen=True, slots=True)
+class Recording:
+    """A whole answer, as some provider gave it."""
+
+    headers: Mapping[str, str]
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Answer:
     """What is written: a status, headers, and parts that are flushed one by one."""
 
@@ -78,8 +86,18 @@ class StandIn:
     What changes: `script` by its owner; `seen`, `in_flight`, `held` and `peak` by the requests that come and go.
     """
 
-    def __init__(self, script: Script | None = None, *, keep: Iterable[str] = (), port: int = 0) -> None:
-        """Answer by `script`, keep the values of the headers named in `keep`; port 0 takes a free one."""
+    def __init__(
+        self,
+        script: Script | None = None,
+        *,
+        keep: Iterable[str] = (),
+        port: int = 0,
+        recordings: Mapping[str, Recording] | None = None,
+    ) -> None:
+        """Answer by `script`, keep the values of the headers named in `keep`; port 0 takes a free one.
+
+        `recordings` are what a script's `recording` may name.
+        """
         self.script = script or Script()
         self.seen: list[Seen] = []
         self.in_flight = 0
@@ -87,6 +105,7 @@ class StandIn:
         """Of those in flight, the calls that wait for `let_go`."""
         self.peak = 0
         """The most calls that were ever in flight at once."""
+        self._recordings = recordings or {}
         self._keep = frozenset(name.lower() for name in keep)
         self._port = port
         self._runner: web.AppRunner | None = None
@@ -192,6 +211,10 @@ class StandIn:
         if request.path == "/v1/models":
             model = {"id": "standin-model", "object": "model", "created": CREATED, "owned_by": "standin"}
             return self.script, _json_answer(200, {"object": "list", "data": [model]})
+        recording = self._recordings.get(request.headers.get("x-standin-recording", self.script.recording))
+        if recording is not None:
+            script = self.script.changed_by(request.headers)
+            return script, _replayed(recording, script)
         route = route_of(request.path, request.query)
         if route is None:
             return self.script, _failed(openai_failure(404, f"Unknown request URL: {request.method} {request.path}."))
@@ -215,6 +238,13 @@ def _answered(dialect: Dialect, call: Call, headers: Mapping[str, str], *, is_gz
     parts = [_told(event, call.script.usage_count) for event in dialect.events(call)]
     kind = "application/json" if dialect is GEMINI_ARRAY else "text/event-stream; charset=utf-8"
     return Answer(call.script.status, {"content-type": kind, **headers}, parts, call.script.chunk_delay_ms)
+
+
+def _replayed(recording: Recording, script: Script) -> Answer:
+    """A recording in equal pieces, wherever that cuts it."""
+    body, size = recording.body, max(1, -(-len(recording.body) // max(1, script.chunks)))
+    parts = [body[start : start + size] for start in range(0, len(body), size)]
+    return Answer(script.status, {**recording.headers, **script.answer_headers}, parts, script.chunk_delay_ms)
 
 
 def _failed(failure: Failure, headers: Mapping[str, str] | None = None) -> Answer:

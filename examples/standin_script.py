@@ -54,6 +54,8 @@ class Script:
     """Written as it is in place of every count of the usage, however malformed: `-1`, `"12"`, `1e999`."""
     answer_headers: Mapping[str, str] = field(default_factory=dict)
     """Added to the answer. As a request header, a JSON object: `{"x-usage-total-tokens": "42"}`."""
+    recording: str = ""
+    """The name of a recording that the stand-in was given: it is the answer, in `chunks` pieces, whatever is asked."""
     gzip: bool = False
     """Compress JSON answers for clients that accept it, as the real ones do."""
 
@@ -98,6 +100,7 @@ READERS: Final[Mapping[str, Callable[[str], object]]] = {
     "omit_usage": _flag,
     "usage_count": str,
     "answer_headers": json.loads,
+    "recording": str,
     "gzip": _flag,
 }
 

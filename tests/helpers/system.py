@@ -27,7 +27,7 @@ from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, UsageSource, 
 from sluice_sidecar.extproc import OnUntold
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
-from standin import StandIn
+from standin import Recording, StandIn
 
 SETTLE_SECONDS = 10.0
 
@@ -105,6 +105,7 @@ async def running_system(
     telemetry: Telemetry | None = None,
     *,
     on_untold: Sequence[OnUntold] = (),
+    recordings: Mapping[str, Recording] | None = None,
     changed: Callable[[dict[str, Any]], None] = lambda _: None,
 ) -> AsyncIterator[System]:
     """Everything up, with the limits that `document` gives for the provider's address; down in the end.
@@ -112,7 +113,7 @@ async def running_system(
     `changed` may change what Envoy is started with.
     """
     with short_folder() as folder:
-        provider = await StandIn().start()
+        provider = await StandIn(recordings=recordings).start()
         configuration = merge(parse(document(provider.url), "test"))
         gate = Gate(Engine(settings=settings, telemetry=telemetry), clock.now)
         gate.apply(configuration, {})

@@ -111,7 +111,8 @@ def _shown(screen: Screen, sdk: str, error: openai.RateLimitError | anthropic.Ra
 async def settled(place: Place) -> None:
     place.screen.section(
         "Settled by the tokens really used",
-        "A call reserves an estimate when it is admitted. When its answer ends, what it really used takes that place.",
+        "A call reserves an estimate when it is admitted. When its answer ends, what it really used takes that place; "
+        "of a call to Gemini its input, for Gemini's own limit on tokens counts nothing else.",
     )
     # Held, so that there is time to look; and compressed for clients that accept it, as the real providers do.
     place.stand_in.script = Script(hold=Point.START, input_tokens=30, output_tokens=12, gzip=True)
@@ -181,13 +182,13 @@ async def _messages_stream(client: anthropic.AsyncAnthropic) -> int:
 
 
 async def _gemini(place: Place, method: str) -> int:
-    """By plain HTTP, as any client can."""
+    """By plain HTTP, as any client can; what Gemini's limit counts of it."""
     url = f"http://{place.listen}/gemini/v1beta/models/{GEMINI}:{method}"
     body = {"contents": [{"parts": [{"text": PROMPT}]}], "generationConfig": {"maxOutputTokens": 200}}
     async with place.http.post(url, json=body, headers={"x-goog-api-key": KEY}) as response:
         text = await response.text()
     last = text.rpartition("data: ")[2]
-    return int(json.loads(last)["usageMetadata"]["totalTokenCount"])
+    return int(json.loads(last)["usageMetadata"]["promptTokenCount"])
 
 
 async def broken_off(place: Place) -> None:

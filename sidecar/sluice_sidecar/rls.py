@@ -24,7 +24,7 @@ from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
-from sluice.usage.counting import Scale, scale_of
+from sluice.usage.counting import FREE, Scale, scale_of
 from sluice.usage.estimate import Asked, Estimate, asked, estimate
 from sluice.usage.learning import Kind, least_cap
 from sluice.usage.profiles import Api, Shape
@@ -149,8 +149,9 @@ class RateLimitService:
         if hits is not None or unit is not None:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
         profile = policy.provider.profile
-        shape, scale = profile.shape(facts.get("api", "")), scale_of(profile.counting, model)
-        request = asked(facts, brings_output=shape.request.brings_output)
+        shape = profile.shape(facts.get("api", ""))
+        scale = FREE if shape.free else scale_of(profile.counting, model)
+        request = asked(facts, brings_output=shape.request.brings_output and not shape.free)
         kind = Kind(provider, model, tuple([rule for _, _, rule in applied]), least_cap(request.output_cap))
         expected = estimate(
             request,

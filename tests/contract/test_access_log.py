@@ -31,7 +31,7 @@ from sluice.core.limits import MINUTE
 
 LIMITS = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 1_000_000, "maxConcurrent": 600}, profile=SUM)
 ASKED = {"user": "alice", "bytes": "400", "max_tokens": "50"}
-INPUT, ESTIMATE = 100, 150
+INPUT, RESERVED = 100, 100
 USAGE = token_usage(input_tokens=30, output_tokens=12)
 
 
@@ -98,7 +98,7 @@ async def test_many_entries_end_many_calls_and_leases_of_others_end_none(served:
     await tell(served, log_message(*entries), log_message(*foreign), log_message())
     state = served.bucket("alice")
     assert (state.in_flight, state.estimated) == (len(others), len(mine))
-    assert served.used("alice")["tokensPerMinute"] == len(mine) * INPUT + len(others) * ESTIMATE
+    assert served.used("alice")["tokensPerMinute"] == len(mine) * INPUT + len(others) * RESERVED
 
 
 @pytest.mark.parametrize(

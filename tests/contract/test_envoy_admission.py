@@ -177,7 +177,7 @@ async def test_the_gate_is_asked_whatever_the_method_is(mesh: Mesh) -> None:
         call = await mesh.call(
             f"{method} /openai/v1/models HTTP/1.1\r\nhost: envoy\r\ncontent-length: 0\r\n\r\n".encode()
         )
-        assert call.facts == {"provider": "openai", "api": "completions", "bytes": "0"}, method
+        assert call.facts == {"provider": "openai", "api": "free", "bytes": "0"}, method
 
 
 async def test_identity_is_for_the_gate_alone(mesh: Mesh) -> None:

@@ -37,6 +37,7 @@ from sluice.core.limits import SECOND
 CAPS = {"requestsPerMinute": 1000, "tokensPerMinute": 1_000_000, "maxConcurrent": 600}
 LIMITS = limits("openai", "http://127.0.0.1:9", CAPS, profile=SUM)
 ESTIMATE = 100 + 50
+RESERVED = 100  # of input and output the larger, as OpenAI does
 ASKED = {"user": "alice", "bytes": "400", "max_tokens": "50"}
 INPUT = 100
 JSON = {":status": "200", "content-type": "application/json"}
@@ -217,7 +218,7 @@ async def test_a_call_that_nobody_watches_is_freed_at_its_deadline_and_can_still
     async with serving(LIMITS, settings=EngineSettings(lease=SECOND // 20)) as served:
         lease = await served.admit(**ASKED)
         await served.until(lambda: served.bucket("alice").in_flight == 0)
-        assert settled(served) == (ESTIMATE, 0, 1, 0)
+        assert settled(served) == (RESERVED, 0, 1, 0)
         await follow(served, request_headers(lease), response_trailers(USAGE))
         assert settled(served) == (42, 1, 0, 0)
 

@@ -85,15 +85,15 @@ async def test_both_transports_serve_one_gate() -> None:
 @pytest.mark.parametrize(
     ("entries", "tokens"),
     [
-        ({"bytes": "400"}, 100 + 256),
-        ({"bytes": "401", "max_tokens": "7"}, 101 + 7),
+        ({"bytes": "400"}, 256),
+        ({"bytes": "401", "max_tokens": "7"}, 101),
         ({"max_tokens": "5", "max_completion_tokens": "70", "max_output_tokens": "9"}, 70),
         ({"max_output_tokens": "9", "n": "3"}, 27),
         ({"max_tokens": "9", "n": "0"}, 9),
         ({"max_tokens": "9.5"}, 10),
         ({"max_tokens": "-9", "bytes": "x", "n": "NaN"}, 256),
         ({"max_tokens": "9", "temperature": "1000000"}, 9),
-        ({"n": "2", "max_tokens": "9", "bytes": "8"}, 20),
+        ({"n": "2", "max_tokens": "9", "bytes": "8"}, 18),
     ],
     ids=lambda value: json.dumps(value) if isinstance(value, dict) else str(value),
 )
@@ -103,10 +103,23 @@ async def test_every_entry_of_the_descriptor_counts_in_the_estimate(entries: dic
         assert served.used("alice") == {"tokensPerMinute": tokens}
 
 
+async def test_input_and_output_are_reserved_together_where_the_provider_adds_them_up() -> None:
+    sums = {"counting": {"combine": "Sum"}}
+    async with serving(document({"tokensPerMinute": 1_000_000}, profile=sums)) as served:
+        await served.admit(user="alice", bytes="401", max_tokens="7")
+        assert served.used("alice") == {"tokensPerMinute": 101 + 7}
+
+
 async def test_a_call_that_declares_nothing_reserves_a_quarter_of_a_small_cap() -> None:
     async with serving(document({"tokensPerMinute": 100})) as served:
-        await served.admit(user="alice", bytes="40")
-        assert served.used("alice") == {"tokensPerMinute": 25}
+        await served.admit(user="alice", bytes="8")
+        assert served.used("alice") == {"tokensPerMinute": 23}
+
+
+async def test_a_call_to_a_free_api_is_counted_and_costs_no_tokens() -> None:
+    async with serving(document({"requestsPerMinute": 10, "tokensPerMinute": 100})) as served:
+        await served.admit(user="alice", api="free", bytes="4000")
+        assert served.used("alice") == {"requestsPerMinute": 1, "tokensPerMinute": 0}
 
 
 async def test_input_and_output_are_estimated_apart() -> None:

@@ -7,7 +7,7 @@ limit it apart weigh nothing there. A count is rounded up, and stays from 0 to `
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from sluice.core.buckets import Charge
 from sluice.core.limits import MAX_COUNT
@@ -21,10 +21,12 @@ class Scale(NamedTuple):
     weights: Weights = Weights()
     combine: Combine = Combine.SUM
     failed_requests: FailedRequests = FailedRequests.FREE
+    admission: Weights | None = None
+    """The weights of a reservation, where they differ."""
 
     def reservation(self, input_tokens: int, output_tokens: int) -> Charge:
         """What is reserved for a call that is expected to take so much; nothing is expected to come from a cache."""
-        charge = self.charge(input_tokens, output_tokens)
+        charge = self._replace(weights=self.admission or self.weights).charge(input_tokens, output_tokens)
         if self.combine is Combine.SUM:
             return charge
         return charge._replace(tokens=max(charge.input_tokens, charge.tokens - charge.input_tokens))
@@ -53,8 +55,10 @@ class Scale(NamedTuple):
         return min(charge.input_tokens * 100 // self.weights.input, MAX_COUNT) if self.weights.input else None
 
 
-PLAIN: Scale = Scale()
+PLAIN: Final = Scale()
 """Every token counts once."""
+FREE: Final = Scale(Weights(0, 0, 0, 0))
+"""No token counts."""
 
 
 def scale_of(counting: Counting, model: str) -> Scale:
@@ -62,4 +66,4 @@ def scale_of(counting: Counting, model: str) -> Scale:
     weights = counting.weights
     if counting.models:
         weights = next((each.weights for each in counting.models if fits(each.match, model)), weights)
-    return Scale(weights, counting.combine, counting.failed_requests)
+    return Scale(weights, counting.combine, counting.failed_requests, counting.admission)

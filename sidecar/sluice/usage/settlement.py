@@ -69,8 +69,9 @@ def settle(
     seen = max(told[1], -(-seen_output // BYTES_PER_TOKEN))
     if complete:
         least = max(told[0], estimate.input_tokens), max(seen, estimate.output_tokens)
-        stands = least == (estimate.input_tokens, estimate.output_tokens)
-        return Settlement(None if stands else scale.charge(*least, *caches), Settled.ESTIMATED)
+        charge = scale.charge(*least, *caches)
+        stands = charge == scale.reservation(estimate.input_tokens, estimate.output_tokens)
+        return Settlement(None if stands else charge, Settled.ESTIMATED)
     least_input = 0 if seen else 1
     return Settlement(scale.charge(max(told[0], estimate.input_tokens, least_input), seen, *caches), Settled.ESTIMATED)
 

@@ -47,6 +47,13 @@ def test_the_larger_of_input_and_output_is_reserved_where_the_provider_does_so(o
     assert scale.charge(100, output) == Charge(100 + output, 100, output)
 
 
+def test_a_reservation_has_weights_of_its_own_where_the_provider_does_so() -> None:
+    scale = Scale(Weights(output=500), admission=Weights())
+
+    assert scale.reservation(100, 20) == Charge(120, 100, 20)
+    assert scale.charge(100, 20) == Charge(200, 100, 20)
+
+
 @given(counts, counts, counts, counts, st.builds(Weights, *[st.integers(0, 9999)] * 4))
 def test_no_counts_leave_their_range(taken: int, brought: int, read: int, written: int, weights: Weights) -> None:
     scale = Scale(weights, Combine.LARGEST)

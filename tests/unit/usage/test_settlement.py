@@ -9,7 +9,7 @@ from sluice.core.limits import MAX_COUNT
 from sluice.core.permits import Settled
 from sluice.usage.counting import Scale
 from sluice.usage.estimate import Estimate
-from sluice.usage.profiles.profile import FailedRequests, Weights
+from sluice.usage.profiles.profile import Combine, FailedRequests, Weights
 from sluice.usage.settlement import Settlement, settle
 from sluice.usage.tokens import Usage
 
@@ -56,6 +56,12 @@ def test_without_usage_more_output_than_estimated_is_charged() -> None:
 
     assert settle(200, None, ESTIMATE, complete=True, seen_output=400) == Settlement(None, Settled.ESTIMATED)
     assert settle(200, None, ESTIMATE, complete=True, seen_output=401) == more
+
+
+def test_a_call_without_usage_is_charged_all_that_was_expected_though_less_was_reserved() -> None:
+    expected = Settlement(Charge(125, 25, 100), Settled.ESTIMATED)
+
+    assert settle(200, None, ESTIMATE, complete=True, scale=Scale(combine=Combine.LARGEST)) == expected
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -19,7 +19,7 @@ from sluice.config.render import document_text, envoy_config_map, limits_config_
 from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, SluiceError
 from sluice.schema import yamltext
-from sluice_sidecar import logs, settings, status_table, watch
+from sluice_sidecar import logs, provider_table, settings, status_table, watch
 from sluice_sidecar.command_line import GATE, Command, parser_of
 from sluice_sidecar.envoy_files import EnvoyFiles, gateway_bootstrap
 from sluice_sidecar.envoy_settings import EnvoySettings
@@ -185,6 +185,22 @@ def _render(options: argparse.Namespace) -> int:
     return OK
 
 
+def _providers(options: argparse.Namespace) -> int:
+    catalog = watch.catalog(options.profiles)
+    names = tuple(dict.fromkeys(options.providers)) or catalog.names
+    for name in names:
+        if name not in catalog.names:
+            options.error(f"there is no profile of {name}: known are {', '.join(catalog.names)}")
+    output = options.output or ("yaml" if options.providers else "table")
+    if output == "table":
+        _say(provider_table.table(map(catalog.profile, names)))
+    elif output == "json":
+        _say(json.dumps([catalog.tree(name) for name in names], indent=2))
+    else:
+        _say(yamltext.write(map(catalog.tree, names)).rstrip("\n"))
+    return OK
+
+
 def _described(document: ProviderLimits) -> Iterator[str]:
     """A document in the words of the document: the provider on one line, and each entry on a line of its own."""
     manifest = to_manifest(document)["spec"]
@@ -204,6 +220,7 @@ COMMANDS: Final[Mapping[str, Command]] = {
     "check": _check,
     "render": _render,
     "status": _status,
+    "providers": _providers,
     "envoy-config": _envoy_config,
 }
 

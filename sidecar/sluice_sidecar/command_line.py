@@ -32,6 +32,7 @@ examples:
   sluice run -f limits.yaml --envoy           gate and Envoy; applications call http://127.0.0.1:10000/openai/v1
   sluice status --watch                       who has used what, as it changes
   sluice render -f limits.yaml                the ConfigMaps that the operator would write
+  sluice providers                            whose APIs are known, and what of them
   sluice envoy-config -f limits.yaml          the configuration for an Envoy of your own
 
 exit codes: 0 done; 1 failed (a port in use, no Envoy, no gate to ask); 2 bad input (arguments or limits)
@@ -76,6 +77,15 @@ examples:
   sluice render -f limits.yaml
   sluice render -f limits/ -f more.yaml       folders and files, taken together"""
 
+PROVIDERS = """\
+Prints what is known of each provider: a table of all, or the whole profile of some, with its sources."""
+
+PROVIDERS_EXAMPLES = """\
+examples:
+  sluice providers                            a line for each provider
+  sluice providers openai                     its whole profile, as a file of your own could say it
+  sluice providers --profiles profiles/ -o json | jq '.[].provider'"""
+
 ENVOY_EXAMPLES = """\
 examples:
   sluice envoy-config -f limits.yaml --grpc 127.0.0.1:9000 > envoy.json && envoy -c envoy.json
@@ -111,6 +121,7 @@ def parser_of(actions: Mapping[str, Command]) -> argparse.ArgumentParser:
     check.add_argument("files", nargs="*", type=Path, metavar="FILE", help="the same as -f FILE")
     _file_option(command("render", "print the ConfigMaps that the operator would write", RENDER, RENDER_EXAMPLES))
     _status_options(command("status", "what a running gate has counted", "Asks a running gate.", STATUS_EXAMPLES))
+    _providers_options(command("providers", "whose APIs are known", PROVIDERS, PROVIDERS_EXAMPLES))
     text = "Prints a complete Envoy bootstrap as JSON, for the pinned Envoy version (1.40)."
     _envoy_options(command("envoy-config", "print Envoy's configuration", text, ENVOY_EXAMPLES))
     return parser
@@ -193,6 +204,17 @@ def _status_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--watch", action="store_true", help="again every second, until Ctrl-C")
     parser.add_argument(
         "-o", "--output", choices=("table", "json"), default="table", help="how to print (default: %(default)s)"
+    )
+
+
+def _providers_options(parser: argparse.ArgumentParser) -> None:
+    _profiles_option(parser)
+    parser.add_argument("providers", nargs="*", metavar="PROVIDER", help="print the whole profile of these")
+    parser.add_argument(
+        "-o",
+        "--output",
+        choices=("table", "yaml", "json"),
+        help="how to print (default: a table of all, YAML of those that are named)",
     )
 
 

@@ -39,7 +39,7 @@ def table(status: Mapping[str, Json]) -> str:
     refused = any("lastRefusal" in bucket for bucket in buckets)
     rows = [[*head, *(_COLUMNS[cap] for cap in caps), "REJECTED", *(["LAST REFUSAL"] if refused else [])]]
     rows += [_row(bucket, caps, narrowed=narrowed, refused=refused) for bucket in buckets]
-    lines = _aligned(rows) if buckets else ["no bucket: no such call has met a limit lately"]
+    lines = aligned(rows) if buckets else ["no bucket: no such call has met a limit lately"]
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
     missing = [f"{each['provider']}: {each['message']}" for each in status["commits"]["missing"]]
@@ -132,6 +132,7 @@ def _printable(text: str) -> str:
     return "".join(c if c.isprintable() else "?" for c in text)
 
 
-def _aligned(rows: list[list[str]]) -> list[str]:
+def aligned(rows: list[list[str]]) -> list[str]:
+    """The rows as lines of text, each column as wide as its longest cell."""
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]

@@ -74,6 +74,11 @@ class Catalog:
         tree = self._tree(provider, api)
         return built(_over(tree, _spelt_out({**(overrides or {}), "provider": provider})))
 
+    def tree(self, provider: str) -> dict[str, Tree]:
+        """The profile of a provider as a file that is like no other. Raises `KeyError` for one that has none."""
+        tree = self._tree(provider, None)
+        return {name: tree[name] for name in declaration.PROFILE.fields if name in tree and name != "like"}
+
     def _tree(self, provider: str, api: Api | None) -> dict[str, Tree]:
         tree: dict[str, Tree] | None = None
         if provider in self._own:

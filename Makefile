@@ -116,7 +116,7 @@ coverage: $(READY) ## The quick tests, with the lines and branches they miss
 ##### Maintain
 
 .PHONY: generate lock clean
-generate: $(READY) ## Write the CRD, the table in docs/limits.md and the gateway's Envoy bootstrap
+generate: $(READY) ## Write the CRD, the tables in docs/limits.md and docs/providers.md, and the gateway's Envoy bootstrap
 	PYTHONPATH=tests $(BIN)/python -m helpers.generated
 
 lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package NAME"; default: only what pyproject.toml changed)

@@ -52,7 +52,7 @@ def _learned(status: Mapping[str, Json]) -> list[str]:
     learns = {provider for provider, mode in estimation["modes"].items() if mode == Mode.LEARNED}
     known = [kind for kind in estimation["learned"] if kind["provider"] in learns][:MOST_LEARNED]
     head = ["PROVIDER", "MODEL", "ENTRIES", "CAPS FROM", "CALLS", "BYTES/TOKEN", "OUTPUT"]
-    return ["", *_aligned([head, *map(_kind, known)])] if known else []
+    return ["", *aligned([head, *map(_kind, known)])] if known else []
 
 
 def _kind(kind: Mapping[str, Json]) -> list[str]:

@@ -112,8 +112,8 @@ async def test_input_and_output_are_reserved_together_where_the_provider_adds_th
 
 async def test_a_call_that_declares_nothing_reserves_a_quarter_of_a_small_cap() -> None:
     async with serving(document({"tokensPerMinute": 100})) as served:
-        await served.admit(user="alice", bytes="8")
-        assert served.used("alice") == {"tokensPerMinute": 23}
+        await served.admit(user="alice", bytes="40")
+        assert served.used("alice") == {"tokensPerMinute": 25}
 
 
 async def test_a_call_to_a_free_api_is_counted_and_costs_no_tokens() -> None:
@@ -126,7 +126,7 @@ async def test_input_and_output_are_estimated_apart() -> None:
     caps = {"tokensPerMinute": 1000, "inputTokensPerHour": 1000, "outputTokensPerDay": 1000}
     async with serving(document(caps)) as served:
         await served.admit(user="alice", bytes="400", max_tokens="50")
-        used = {"tokensPerMinute": 150, "inputTokensPerHour": 100, "outputTokensPerDay": 50}
+        used = {"tokensPerMinute": 100, "inputTokensPerHour": 100, "outputTokensPerDay": 50}
         assert served.used("alice") == used
 
 
@@ -202,9 +202,9 @@ async def test_what_nothing_limits_is_admitted_without_a_lease(asked: Any, entri
         ("requestsPerMinute", UNITS.MINUTE, 61, 1),
         ("requestsPerHour", UNITS.HOUR, 61 * 60, 1),
         ("requestsPerDay", UNITS.DAY, 61 * 24 * 60, 1),
-        ("tokensPerMinute", UNITS.MINUTE, 61, 20),
-        ("tokensPerHour", UNITS.HOUR, 61 * 60, 20),
-        ("tokensPerDay", UNITS.DAY, 61 * 24 * 60, 20),
+        ("tokensPerMinute", UNITS.MINUTE, 61, 16),
+        ("tokensPerHour", UNITS.HOUR, 61 * 60, 16),
+        ("tokensPerDay", UNITS.DAY, 61 * 24 * 60, 16),
         ("inputTokensPerMinute", UNITS.MINUTE, 61, 4),
         ("inputTokensPerHour", UNITS.HOUR, 61 * 60, 4),
         ("inputTokensPerDay", UNITS.DAY, 61 * 24 * 60, 4),

@@ -44,7 +44,7 @@ class Scale(NamedTuple):
 
     def output_within(self, tokens: int, input_tokens: int) -> int:
         """The most output for which no more than so many tokens are reserved beside so much input, from 0."""
-        weights = self.weights
+        weights = self.admission or self.weights
         if not weights.output:
             return MAX_COUNT
         taken = -(-input_tokens * weights.input // 100) if self.combine is Combine.SUM else 0

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from helpers.generated import LIMITS_MD, generated
+from helpers.generated import LIMITS_MD, PROVIDERS_MD, generated
 from sluice.config.declaration import DOCUMENT
 from sluice.config.document import parse
 from sluice.config.merge import merge
@@ -16,6 +16,8 @@ from sluice.core.keys import Scope
 from sluice.core.limits import Cap
 from sluice.schema.declare import Field, Object, Sequence, Text, Type, is_sound
 from sluice.schema.yamltext import read
+from sluice.usage.profiles import Catalog
+from sluice.usage.profiles.declaration import OVERRIDES
 
 ROOT = Path(__file__).parents[3]
 EXAMPLE = ROOT / "examples" / "limits.yaml"
@@ -42,6 +44,17 @@ def test_every_document_in_the_documentation_is_valid() -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", LIMITS_MD.read_text(), re.DOTALL)
 
     assert [len(parse(block, "docs/limits.md")) for block in blocks] == [1, 1]
+
+
+def test_every_profile_in_the_documentation_is_valid() -> None:
+    document, part, profile = re.findall(r"```yaml\n(.*?)```", PROVIDERS_MD.read_text(), re.DOTALL)
+    (tree,) = (each.tree for each in read(part))
+
+    assert [limits.provider for limits in parse(document, "docs/providers.md")] == ["ollama"]
+    assert isinstance(tree, dict)
+    assert isinstance(spec := tree["spec"], dict)
+    assert is_sound(OVERRIDES, spec["profile"])
+    assert Catalog.of_texts({"acme.yaml": profile}).profile("acme").shapes[0].name == "answers"
 
 
 @pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if field.example])

@@ -26,7 +26,7 @@ ROOM = 10_000_000
 CAPS = {"tokensPerMinute": ROOM, "inputTokensPerMinute": ROOM, "outputTokensPerMinute": ROOM, "maxConcurrent": 4}
 PROMPT = "How many tokens does this question cost, and who counts them? " * 8
 INPUT = len(PROMPT) // 4
-NOTHING_EXPECTED = Estimate(0, 0, declared=False)
+NOTHING_EXPECTED = Estimate(0, 0, None)
 SAMPLES = {sample.name: sample for sample in recorded()}
 RECORDINGS = {
     sample.name: Recording({"content-type": sample.content_type, **sample.headers}, sample.body)

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from sluice.core.words import Amount, RefusedAs
+from sluice.schema.durations import parse_duration
 from sluice.usage.profiles.declaration import NOTHING
 from sluice.usage.profiles.profile import (
-    Amount,
     Api,
     Combine,
     Counter,
@@ -18,7 +19,6 @@ from sluice.usage.profiles.profile import (
     ModelWeights,
     Profile,
     RefusalSign,
-    RefusedAs,
     Request,
     Reset,
     Response,
@@ -135,6 +135,7 @@ def _word(tree: Mapping[str, Any]) -> Word:
                 each.get("remaining", ""),
                 each.get("reset", ""),
                 Reset(each.get("resetIs", Reset.DURATION)),
+                parse_duration(each.get("period", "")) or 0,
             )
             for each in tree.get("counters", ())
         ),

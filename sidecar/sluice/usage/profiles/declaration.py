@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from typing import Final
 
-from sluice.schema.declare import Field, Integer, Object, Sequence, Text, Truth, Type, Word
-from sluice.usage.profiles.profile import Amount, Api, Combine, FailedRequests, Mode, ModelPlace, RefusedAs, Reset
+from sluice.core.limits import DAY
+from sluice.core.words import Amount, RefusedAs
+from sluice.schema.declare import Duration, Field, Integer, Object, Sequence, Text, Truth, Type, Word
+from sluice.usage.profiles.profile import Api, Combine, FailedRequests, Mode, ModelPlace, Reset
 
 MOST: Final = 16
 """Items of one list in a profile: more than any provider needs, and little enough for the API server's rules."""
@@ -40,6 +42,7 @@ _HEADER: Final = Text("[a-z0-9!#$%&'*+.^_`|~-]+", "the name of an HTTP header in
 _SEGMENT: Final = Text("[A-Za-z0-9._-]+", "a segment of a path", 64)
 _TEXT: Final = Text("[^\\x00-\\x1f\\x7f-\\x9f]+", "text without control characters", 512)
 _PERCENT: Final = Text("(0|[1-9][0-9]{0,3})%", "a percentage such as 0%, 100% or 500%", 5)
+_PERIOD: Final = Duration(30 * DAY)
 _PATTERN: Final = Text("[^,\\x00-\\x1f\\x7f-\\x9f]+", "text without commas and control characters", 256)
 _PATTERNS: Final = Sequence(_PATTERN, least=1, most=MOST)
 NOTHING: Final = "NOTHING"
@@ -168,6 +171,7 @@ _COUNTER: Final = Object(
         "remaining": Field(_HEADER, "The header with what is left of it."),
         "reset": Field(_HEADER, "The header with the time until all of it is back."),
         "resetIs": Field(Word(tuple(Reset)), "How that time is written."),
+        "period": Field(_PERIOD, "When all of it is back at the latest, where no header tells."),
     }
 )
 

@@ -7,6 +7,8 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import Final
 
+from sluice.core.words import Amount, RefusedAs
+
 Summands = tuple[tuple[str, ...], ...]
 """A count is a sum; each summand is the first of its names that was told. A dot leads into an object."""
 
@@ -54,31 +56,14 @@ class FailedRequests(StrEnum):
     COUNTED = "Counted"
 
 
-class Amount(StrEnum):
-    """What a provider's own limit counts."""
-
-    REQUESTS = "requests"
-    TOKENS = "tokens"
-    INPUT_TOKENS = "inputTokens"
-    OUTPUT_TOKENS = "outputTokens"
-
-
 class Reset(StrEnum):
     """How a header tells the time of a reset."""
 
     DURATION = "Duration"
-    """`1s`, `6m0s`, `345ms`."""
+    """`1s`, `6m0s`, `345ms`; a bare number is seconds."""
     SECONDS = "Seconds"
     TIMESTAMP = "Timestamp"
-    """RFC 3339."""
-
-
-class RefusedAs(StrEnum):
-    """Why a provider refused a call."""
-
-    RATE_LIMITED = "RateLimited"
-    OVERLOADED = "Overloaded"
-    SPEND_CAP = "SpendCap"
+    """RFC 3339, or Unix time in seconds or milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,6 +200,8 @@ class Counter:
     remaining: str = ""
     reset: str = ""
     reset_is: Reset = Reset.DURATION
+    period: int = 0
+    """Nanoseconds after which all of it is back at the latest, where no header tells; 0 if that is not known."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -12,7 +12,7 @@ from aiohttp import web
 from prometheus_client import CollectorRegistry
 from prometheus_client.exposition import choose_encoder
 
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES
 from sluice_sidecar import status
 from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.gate import Gate
@@ -126,8 +126,8 @@ def _complaint(request: web.Request) -> str | None:
     if unknown:
         return f"unknown parameter {unknown[0]!r}: {', '.join(SELECTORS)} select buckets, {LIMIT} says how many"
     scope = request.query.get("scope")
-    if scope is not None and scope not in tuple(Scope):
-        return f"unknown scope {scope!r}: it is one of {', '.join(Scope)}"
+    if scope is not None and scope not in SCOPES:
+        return f"unknown scope {scope!r}: it is one of {', '.join(SCOPES)}"
     limit = request.query.get(LIMIT, "1")
     if not (limit.isascii() and limit.isdigit() and 1 <= int(limit[:5]) <= status.MOST_BUCKETS):
         return f"{LIMIT} is not a number from 1 to {status.MOST_BUCKETS}"

@@ -9,6 +9,7 @@ from typing import Any, Final
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.limits import INPUT_TOKEN_CAPS, MILLISECOND, OUTPUT_TOKEN_CAPS, SECOND, TOKEN_CAPS, Cap
+from sluice.core.words import Amount
 from sluice.usage.profiles import Api
 
 CAPS: Final[Mapping[Cap, str]] = {
@@ -30,6 +31,11 @@ _ONE: Final = {cap: words.replace("requests", "request").replace("tokens", "toke
                for cap, words in CAPS.items()}  # fmt: skip
 
 _UNITS: Final = {"tokens": TOKEN_CAPS, "input tokens": INPUT_TOKEN_CAPS, "output tokens": OUTPUT_TOKEN_CAPS}
+_AMOUNTS: Final = {
+    Amount.TOKENS: "tokens",
+    Amount.INPUT_TOKENS: "input tokens",
+    Amount.OUTPUT_TOKENS: "output tokens",
+}
 _WAYS_OUT: Final = {
     "tokens": "Ask for less output, or shorten the input.",
     "input tokens": "Shorten the input.",
@@ -39,6 +45,8 @@ _WAYS_OUT: Final = {
 
 def message(refusal: Refusal) -> str:
     """Which limit of which scope refused the call, what it asked for, and when to retry: one or two sentences."""
+    if isinstance(refusal.cap, Amount):
+        return _providers_word(refusal)
     limit = f"{refusal.limit} {CAPS[refusal.cap] if refusal.limit != 1 else _ONE[refusal.cap]}"
     whose = _whose(refusal.key)
     if refusal.limit == 0:
@@ -58,6 +66,23 @@ def message(refusal: Refusal) -> str:
     )
 
 
+def _providers_word(refusal: Refusal) -> str:
+    """The same where it was no limit of ours."""
+    provider, what = refusal.key.provider, ""
+    if refusal.reason is Reason.PROVIDER_SPEND_CAP:
+        what = "no more may be spent on this key, or nothing is left: somebody has to see to it there"
+    elif refusal.reason is Reason.PROVIDER_OVERLOADED:
+        what = "it is overloaded"
+    elif refusal.reason is Reason.PROVIDER_LIMIT and refusal.limit:
+        unit = _unit(refusal.cap) or "requests"
+        what = f"its limit of {unit}{f' for {refusal.key.models}' if refusal.key.models else ''} is reached"
+    elif refusal.reason is Reason.PROVIDER_LIMIT:
+        what = f"its limit{f' for {refusal.key.models}' if refusal.key.models else ''} is reached"
+    else:
+        return f"Too many calls wait until {provider} takes more of them. {_retry(refusal)}"
+    return f"{provider} itself said that {what}. {_retry(refusal)}"
+
+
 def retry_after_seconds(refusal: Refusal) -> int | None:
     """Whole seconds for `retry-after`, rounded up, at least 1; None where no retry helps."""
     if refusal.reason is Reason.OVERSIZED_REQUEST:
@@ -69,9 +94,9 @@ def headers(refusal: Refusal) -> list[tuple[str, str]]:
     """The headers of a refusal. The SDKs of OpenAI and Anthropic heed `retry-after-ms` and `x-should-retry`."""
     found = [("content-type", "application/json"), ("x-sluice-reason", refusal.reason.value)]
     seconds = retry_after_seconds(refusal)
-    if seconds is None:
+    if seconds is None or refusal.reason is Reason.PROVIDER_SPEND_CAP:
         found.append(("x-should-retry", "false"))
-    else:
+    if seconds is not None:
         found.append(("retry-after", str(seconds)))
         if refusal.retry_after is not None:
             found.append(("retry-after-ms", str(-(-refusal.retry_after // MILLISECOND))))
@@ -84,10 +109,10 @@ def body(api: Api, refusal: Refusal) -> bytes:
 
 
 def _openai(refusal: Refusal) -> dict[str, Any]:
-    kind = "tokens" if _unit(refusal.cap) else "requests"
-    return {
-        "error": {"message": message(refusal), "type": kind, "param": None, "code": "rate_limit_exceeded"},
-    }
+    kind, code = "tokens" if _unit(refusal.cap) else "requests", "rate_limit_exceeded"
+    if refusal.reason is Reason.PROVIDER_SPEND_CAP:
+        kind = code = "insufficient_quota"
+    return {"error": {"message": message(refusal), "type": kind, "param": None, "code": code}}
 
 
 def _anthropic(refusal: Refusal) -> dict[str, Any]:
@@ -142,6 +167,8 @@ def _retry(refusal: Refusal) -> str:
     return f"Retry in {retry_after_seconds(refusal)} s."
 
 
-def _unit(cap: Cap) -> str:
+def _unit(cap: Cap | Amount) -> str:
     """The kind of tokens that a cap counts; empty for one on calls."""
+    if isinstance(cap, Amount):
+        return _AMOUNTS.get(cap, "")
     return next((unit for unit, caps in _UNITS.items() if cap in caps.values()), "")

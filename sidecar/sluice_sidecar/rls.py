@@ -20,7 +20,7 @@ from typing import Any, Final, NamedTuple
 from sluice.config.types import StreamUsage
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Refusal
-from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND
+from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND, Cap
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
@@ -234,7 +234,8 @@ def _refused(api: Api, refusal: Refusal, at: int, of: int) -> RateLimitResponse:
             limit = status.current_limit
             limit.name = f"{refusal.key.scope}/{refusal.cap}"
             limit.requests_per_unit = min(refusal.limit, _UINT32)
-            limit.unit = _UNIT_OF_CAP.get(refusal.cap, RateLimitResponse.RateLimit.UNKNOWN)
+            if isinstance(refusal.cap, Cap):
+                limit.unit = _UNIT_OF_CAP.get(refusal.cap, RateLimitResponse.RateLimit.UNKNOWN)
             status.limit_remaining = min(max(0, refusal.limit - refusal.used), _UINT32)
             seconds = answers.retry_after_seconds(refusal)
             _fill(status.duration_until_reset, refusal.retry_after or (seconds or 0) * SECOND)

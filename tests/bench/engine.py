@@ -14,7 +14,7 @@ from bench import machine
 from bench.samples import Part, Stopwatch
 from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES, Scope
 from sluice.core.limits import HOUR, MAX_COUNT, MINUTE, Limits
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import Rule, RuleBook
@@ -40,7 +40,7 @@ MEMORY: Final = "engine: 100,000 users of one call each"
 
 def decisions(calls: int) -> Iterator[Part]:
     """Three buckets with six windows each, in a steady flow of calls."""
-    book = RuleBook(tuple(Rule("openai", scope, SIX_WINDOWS) for scope in Scope))
+    book = RuleBook(tuple(Rule("openai", scope, SIX_WINDOWS) for scope in SCOPES))
     engine = Engine(book)
     decided, settled = Stopwatch(), Stopwatch()
     for k in range(calls):

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
 from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectKind, SubjectSource
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES
 from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
@@ -47,7 +47,7 @@ def limits(draw: st.DrawFn) -> Limits:
 
 @st.composite
 def documents(draw: st.DrawFn) -> ProviderLimits:
-    sources = {scope: draw(SOURCES) for scope in Scope}
+    sources = {scope: draw(SOURCES) for scope in SCOPES}
     # A different number in front of each pattern keeps the entries apart.
     entries = [
         LimitEntry(
@@ -57,7 +57,7 @@ def documents(draw: st.DrawFn) -> ProviderLimits:
             tuple(draw(st.lists(PATTERNS, unique=True, max_size=3))),
             draw(limits()),
         )
-        for index, scope in enumerate(draw(st.lists(st.sampled_from(Scope), max_size=4)))
+        for index, scope in enumerate(draw(st.lists(st.sampled_from(SCOPES), max_size=4)))
     ]
     host, port = draw(LABELS), draw(st.one_of(st.just(""), st.integers(1, 65535).map(":{}".format)))
     return ProviderLimits(

@@ -11,7 +11,7 @@ from helpers.oracle import Oracle
 from sluice.core.buckets import NO_CHARGE, Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import EngineSettings
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES, Scope
 from sluice.core.limits import DAY, HOUR, MINUTE, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
@@ -46,7 +46,7 @@ LIMITS = st.builds(
     max_wait=st.sampled_from((0, 1, SECOND, MINUTE, HOUR)),
     mode=st.sampled_from((Mode.ENFORCE, Mode.ENFORCE, Mode.ENFORCE, Mode.SHADOW)),
 )
-RULES = st.builds(Rule, st.just(PROVIDER), st.sampled_from(Scope), LIMITS, st.sampled_from(((), ("ann",))))
+RULES = st.builds(Rule, st.just(PROVIDER), st.sampled_from(SCOPES), LIMITS, st.sampled_from(((), ("ann",))))
 BOOKS = st.lists(RULES, max_size=4).map(lambda rules: RuleBook(tuple(rules)))
 PICK = st.integers(0, 10**6)
 """Which of the permits or waiters there are."""

@@ -13,7 +13,7 @@ from sluice.config.document import from_manifest, parse
 from sluice.config.merge import Claims, merge
 from sluice.config.render import LIMITS
 from sluice.config.types import ProviderLimits
-from sluice.core.keys import BucketKey, Scope
+from sluice.core.keys import SCOPES, BucketKey
 from sluice.core.limits import Cap
 from sluice.errors import InvalidDocument
 from sluice_operator.planning.reports import BucketReport, Recent, Use
@@ -57,7 +57,7 @@ BUCKETS = st.builds(
         BucketKey(provider, scope, subject), used % 3, {Cap.REQUESTS_PER_MINUTE: Use(used, 60)}, None
     ),
     st.sampled_from(["openai", "anthropic", "other"]),
-    st.sampled_from(Scope),
+    st.sampled_from(SCOPES),
     st.sampled_from(["alice", "bob", ""]),
     COUNTS,
 )

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from helpers.ledger import PROVIDER
-from sluice.core.keys import BucketKey, Scope
+from sluice.core.keys import SCOPES, BucketKey, Scope
 from sluice.core.limits import Limits
 from sluice.core.rules import Rule, RuleBook
 
@@ -14,10 +14,10 @@ WORDS = st.text("ab", max_size=3)
 PATTERNS = st.lists(st.text("ab*", min_size=1, max_size=4), max_size=2).map(tuple)
 LIMITS = st.integers(0, 10**6).map(lambda cap: Limits(requests_per_minute=cap))
 RULES = st.lists(
-    st.builds(Rule, st.sampled_from((PROVIDER, "other")), st.sampled_from(Scope), LIMITS, PATTERNS, PATTERNS),
+    st.builds(Rule, st.sampled_from((PROVIDER, "other")), st.sampled_from(SCOPES), LIMITS, PATTERNS, PATTERNS),
     max_size=6,
 )
-SUBJECTS = st.dictionaries(st.sampled_from(Scope), WORDS)
+SUBJECTS = st.dictionaries(st.sampled_from(SCOPES), WORDS)
 
 
 def fits(pattern: str, value: str) -> bool:
@@ -42,7 +42,7 @@ def test_the_most_specific_rule_of_each_scope_applies(
     rules: list[Rule], subjects: dict[Scope, str], model: str
 ) -> None:
     applied = {each.key.scope: each for each in RuleBook(tuple(rules)).match(PROVIDER, subjects, model)}
-    for scope in Scope:
+    for scope in SCOPES:
         subject = subjects.get(scope, "")
         fitting = []
         for rule in rules:
@@ -71,7 +71,7 @@ def test_rules_of_other_scopes_and_providers_change_nothing(
     rules: list[Rule], subjects: dict[Scope, str], model: str
 ) -> None:
     applied = {each.key.scope: each for each in RuleBook(tuple(rules)).match(PROVIDER, subjects, model)}
-    for scope in Scope:
+    for scope in SCOPES:
         alone = [rule for rule in rules if rule.scope is scope and rule.provider == PROVIDER]
         found = RuleBook(tuple(alone)).match(PROVIDER, subjects, model)
         assert found == ((applied[scope],) if scope in applied else ())

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any, Final, NoReturn, TypeVar
 
-from sluice.core.keys import BucketKey, Scope
+from sluice.core.keys import SCOPES, BucketKey, Scope
 from sluice.core.limits import Cap
 from sluice.errors import SluiceError
 
@@ -236,8 +236,8 @@ def _truth(value: Any, name: str) -> bool:
 
 
 def _scope(value: Any, name: str) -> Scope:
-    if not isinstance(value, str) or value not in tuple(Scope):
-        raise BadReport(f"has a wrong {name}: it must be one of {', '.join(Scope)}")
+    if not isinstance(value, str) or value not in SCOPES:
+        raise BadReport(f"has a wrong {name}: it must be one of {', '.join(SCOPES)}")
     return Scope(value)
 
 

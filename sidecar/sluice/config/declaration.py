@@ -7,7 +7,7 @@ from typing import Final
 
 from sluice.config.entries import ENTRY, MATCH, MAX_ENTRIES, SCOPE, SUBJECT, claims_of, is_spelt, words
 from sluice.config.types import FailurePolicy, StreamUsage, SubjectKind
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES
 from sluice.core.limits import MAX_COUNT
 from sluice.schema.declare import (
     Anything,
@@ -226,7 +226,7 @@ SPEC: Final = Object(
                     f"no entry says where the {scope} is read: give one of them a subject",
                     "limits",
                 )
-                for scope in Scope
+                for scope in SCOPES
             ),
         ),
         Constraint(

@@ -8,7 +8,7 @@ from itertools import pairwise, product
 from typing import Final
 
 from sluice.config.types import SubjectKind
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES
 from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MINUTE, Cap, Mode
 from sluice.schema.declare import (
     AlwaysTrue,
@@ -51,7 +51,7 @@ PATTERN: Final = Text("[^,\\x00-\\x1f\\x7f-\\x9f]+", "text without commas and co
 PATTERNS: Final = Sequence(PATTERN, least=1, most=MAX_ENTRIES, distinct=True)
 COUNT: Final = Integer(0, MAX_COUNT)
 WAIT: Final = Duration(MAX_WAIT)
-SCOPE: Final = Word(tuple(Scope))
+SCOPE: Final = Word(SCOPES)
 
 
 def _header_is_fit(subject: dict[str, Tree]) -> Iterator[Mistake]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final, TypeAlias
 
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES
 from sluice.core.limits import MAX_COUNT, Cap
 
 Schema: TypeAlias = dict[str, Any]
@@ -47,7 +47,7 @@ def _list(about: str, item: Schema, most: int) -> Schema:
     }
 
 
-_SCOPE: Final = _word("The kind of quota.", *Scope)
+_SCOPE: Final = _word("The kind of quota.", *SCOPES)
 _SUBJECT: Final = _text(
     "Whose bucket it is. What a caller's header says is shown as sha256-… unless the object names it itself.",
     LONGEST_SUBJECT,

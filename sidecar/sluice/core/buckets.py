@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from sluice.core.decisions import Refusal
+from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import BucketKey
 from sluice.core.limits import CALL_CAPS, MINUTE, PART_CAPS, Cap, Limits, Mode, Period
 from sluice.core.windows import MAX_AMOUNT, NEVER, SlidingWindow
+from sluice.core.words import Amount
 
 if TYPE_CHECKING:
     from sluice.core.permits import Waiter
@@ -80,7 +81,7 @@ NOTHING: Final = Demand(0, 0, 0)
 class Obstacle(NamedTuple):
     """A cap that has no room for a demand now."""
 
-    cap: Cap
+    cap: Cap | Amount
     limit: int
     used: int
     requested: int
@@ -88,6 +89,12 @@ class Obstacle(NamedTuple):
     """When it would have room as things stand; None where only the end of a call makes room; `NEVER`: it cannot."""
     ahead: int
     """What those ahead ask of it."""
+    reason: Reason = Reason.WOULD_EXCEED
+    """Why a call is refused that cannot wait until it clears."""
+
+    def refusal(self, reason: Reason, key: BucketKey, retry_after: int | None) -> Refusal:
+        """What is said of a call that it stops, in the bucket of that key."""
+        return Refusal(reason, key, self.cap, self.limit, self.used, self.requested, retry_after, self.ahead)
 
 
 class Queue:
@@ -135,6 +142,11 @@ class Queue:
         else:
             del self._sums[at + 1 :]
         return True
+
+    def next_blocked(self, after: int) -> int:
+        """The earliest ticket after that one of those blocked here; `NEVER` if there is none."""
+        at = bisect_right(self.blocked, after)
+        return self.blocked[at] if at < len(self.blocked) else NEVER
 
     def kept_back(self, ticket: int) -> Demand:
         """What a call with that ticket finds kept back for those before it."""
@@ -254,6 +266,12 @@ class Bucket:
                 if obstacle is not None:
                     found.append(obstacle)
         return found
+
+    def join(self, waiter: Waiter) -> None:
+        """It stands in this bucket's queue from now on."""
+        if self.queue is None:
+            self.queue = Queue()
+        self.queue.join(waiter)
 
     def kept_back(self, ticket: int) -> Demand:
         """What a call with that ticket finds kept back here for those before it."""

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from sluice.core.keys import BucketKey
 from sluice.core.limits import Cap
+from sluice.core.words import Amount
 
 
 class Reason(StrEnum):
@@ -20,6 +21,12 @@ class Reason(StrEnum):
     """No call in flight ended within `maxWait`."""
     QUEUE_FULL = "QueueFull"
     """The gate holds as many waiting calls as it may."""
+    PROVIDER_LIMIT = "ProviderLimit"
+    """The provider itself said that a limit of its own is reached, and asked to wait."""
+    PROVIDER_OVERLOADED = "ProviderOverloaded"
+    """The provider itself said that it has too much to do."""
+    PROVIDER_SPEND_CAP = "ProviderSpendCap"
+    """The provider itself said that no more may be spent."""
 
 
 class Refusal(NamedTuple):
@@ -28,8 +35,8 @@ class Refusal(NamedTuple):
     reason: Reason
     key: BucketKey
     """The bucket that said no."""
-    cap: Cap
-    """The cap that said no."""
+    cap: Cap | Amount
+    """The cap that said no; what is limited, where it is the provider's own word."""
     limit: int
     used: int
     """What the cap counted when it said no: tokens or requests in the window, or calls in flight."""

@@ -19,22 +19,21 @@ Theory of operation
     within `lease` ns is freed at that deadline, its estimate standing; a claim that comes later still settles it.
 
 State
-    `_buckets`; per bucket its windows, `in_flight` and `queue`; `_unclaimed` and `_expired` permits; `_wakes`. All of
-    it changes under one lock, in the public functions here. Time is an argument; a `now` before one already seen
-    counts as that one, so a clock that steps back stops time and breaks nothing.
+    `_buckets`, and `_upstreams` (see `sluice.core.upstream`); per bucket its windows, `in_flight` and `queue`;
+    `_unclaimed` and `_expired` permits; `_wakes`. All of it changes under one lock, in the public functions here. Time
+    is an argument; a `now` before one already seen counts as that one, so a clock that steps back breaks nothing.
 """
 
 from __future__ import annotations
 
 import heapq
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from threading import RLock
 from typing import Final
 
-from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle, Queue
+from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.ledger import count_settled, rebook
@@ -43,7 +42,9 @@ from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Summary, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
+from sluice.core.upstream import Upstreams, UpstreamState, marks_of
 from sluice.core.windows import NEVER
+from sluice.core.words import Feedback
 
 SWEEP: Final = 250
 """Buckets looked at for idleness each time the engine is told of time: some 100 µs."""
@@ -94,6 +95,7 @@ class Engine:
         self._in_flight = 0
         self._unclaimed: dict[str, Permit] = {}
         self._expired: dict[str, Permit] = {}
+        self._upstreams = Upstreams()
         self._totals = Totals()
 
     # -- calls ---------------------------------------------------------------------------------------------------
@@ -109,6 +111,8 @@ class Engine:
             if demand is not call.demand:
                 call = call._replace(demand=demand)
             buckets = tuple([self._bucket(key, limits) for key, limits, _ in call.applied])
+            if self._upstreams.buckets:
+                buckets += self._upstreams.touched(call)
             for bucket in buckets:
                 if not bucket.admits(now, demand):
                     return self._consider_newcomer(call, buckets, now)
@@ -141,6 +145,8 @@ class Engine:
                 for window in windows:
                     window.amend(permit.admitted_at, -demand.requests, 0)
             rebook(permit, NO_CHARGE)
+            for upstream, mark in permit.marks:
+                upstream.give_back(demand, mark)
             self._in_flight -= demand.slots
             self._telemetry.released(permit)
             self._pump(permit.buckets, now)
@@ -182,6 +188,20 @@ class Engine:
             self._pump(permit.buckets, now)
             return True
 
+    def hear(self, permit: Permit, feedback: Feedback, now: int) -> None:
+        """Take what the provider's answer to this call says of the provider's own limits."""
+        with self._lock:
+            now = self._advance_clock(now)
+            upstream, is_new, is_paused = self._upstreams.hear(permit, feedback, now)
+            if upstream is None:
+                return
+            if is_new:
+                self._upstreams.stop(self._waiters.values(), upstream)
+            if is_paused and upstream.queue is not None:
+                for waiter in tuple(upstream.queue.waiters.values()):
+                    self._pump(self._reconsider(waiter, now) if waiter.pending else (), now)
+            self._pump((upstream,), now)
+
     # -- time and limits -----------------------------------------------------------------------------------------
 
     def advance(self, now: int) -> None:
@@ -194,6 +214,7 @@ class Engine:
                 if waiter.pending and waiter.wake == wake:
                     self._pump(self._reconsider(waiter, now), now)
             self._forget_idle(now)
+            self._upstreams.forget_idle(now)
 
     @property
     def next_wake(self) -> int:
@@ -247,6 +268,12 @@ class Engine:
                 pictures.append(picture(bucket, now))
             return Snapshot(replace(self._totals), len(self._waiters), self._in_flight, tuple(pictures))
 
+    def upstreams(self, now: int) -> tuple[UpstreamState, ...]:
+        """What is known of the provider's own limits, where something is."""
+        with self._lock:
+            now = self._advance_clock(now)
+            return tuple(upstream.picture(now) for upstream in self._upstreams.buckets.values())
+
     def summary(self) -> Summary:
         """The totals, and how many calls wait or are in flight now."""
         with self._lock:
@@ -285,6 +312,8 @@ class Engine:
         self._leases += 1
         permit = Permit(self, f"{self.settings.name}{self._leases}", call, buckets, now, waited)
         permit.deadline = now + self.settings.lease
+        if self._upstreams.buckets:
+            permit.marks = marks_of(permit)
         self._unclaimed[permit.lease] = permit
         self._in_flight += demand.slots
         self._totals.admitted += 1
@@ -293,7 +322,7 @@ class Engine:
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
-        self._buckets[refusal.key].refuse(self._now, refusal)
+        (self._buckets.get(refusal.key) or self._upstreams.buckets[refusal.key]).refuse(self._now, refusal)
         self._telemetry.rejected(call, refusal, waited)
         return refusal
 
@@ -303,15 +332,13 @@ class Engine:
         verdict = self._verdict(waiter, now)
         if verdict is None and self._is_full(waiter):
             bucket, obstacle = self._obstacles(waiter, now)[0]
-            verdict = _refusal(Reason.QUEUE_FULL, bucket, obstacle, None)
+            verdict = obstacle.refusal(Reason.QUEUE_FULL, bucket.key, None)
         if isinstance(verdict, Refusal):
             return self._refuse(call, verdict, 0)
         if verdict is not None:
             return verdict
         for bucket in buckets:
-            if bucket.queue is None:
-                bucket.queue = Queue()
-            bucket.queue.join(waiter)
+            bucket.join(waiter)
         self._waiters[waiter.ticket] = waiter
         self._stay(waiter)
         return waiter
@@ -353,22 +380,22 @@ class Engine:
             return self._admit(waiter.call, waiter.buckets, now, now - waiter.arrived)
         for bucket, obstacle in obstacles:
             if obstacle.clears_at == NEVER:
-                return _refusal(Reason.OVERSIZED_REQUEST, bucket, obstacle, None)
+                return obstacle.refusal(Reason.OVERSIZED_REQUEST, bucket.key, None)
         clears_at = max((o.clears_at for _, o in obstacles if o.clears_at is not None), default=now)
         retry_after = clears_at - now if clears_at > now else None
         waiter.blocked_by = tuple(bucket for bucket, _ in obstacles)
-        waiter.deadline = min(_latest(waiter, bucket) for bucket in waiter.blocked_by)
+        waiter.deadline = min(waiter.latest(bucket) for bucket in waiter.blocked_by)
         for bucket, obstacle in obstacles:
-            if obstacle.clears_at is None and _latest(waiter, bucket) <= now:
-                return _refusal(Reason.NO_FREE_SLOT, bucket, obstacle, retry_after)
+            if obstacle.clears_at is None and waiter.latest(bucket) <= now:
+                return obstacle.refusal(Reason.NO_FREE_SLOT, bucket.key, retry_after)
         late = [
             (obstacle.clears_at, bucket, obstacle)
             for bucket, obstacle in obstacles
-            if obstacle.clears_at is not None and obstacle.clears_at > _latest(waiter, bucket)
+            if obstacle.clears_at is not None and obstacle.clears_at > waiter.latest(bucket)
         ]
         if late:
             _, bucket, obstacle = max(late, key=lambda found: found[0])
-            return _refusal(Reason.WOULD_EXCEED, bucket, obstacle, retry_after)
+            return obstacle.refusal(obstacle.reason, bucket.key, retry_after)
         waiter.wake = min([waiter.deadline, *(o.clears_at for _, o in obstacles if o.clears_at is not None)])
         return None
 
@@ -382,7 +409,7 @@ class Engine:
             obstacle.clears_at, Reason.WOULD_EXCEED
         )
         after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
-        refusal = _refusal(reason, bucket, obstacle, after)
+        refusal = obstacle.refusal(reason, bucket.key, after)
         self._totals.would_reject += 1
         bucket.would_reject += 1
         bucket.last_refusal = (now, refusal)
@@ -421,7 +448,7 @@ class Engine:
         ticket = 0
         roomy = {bucket for bucket in buckets if bucket.queue is not None}
         while roomy:
-            ticket = min(_next_blocked(bucket, ticket) for bucket in roomy)
+            ticket = min(NEVER if b.queue is None else b.queue.next_blocked(ticket) for b in roomy)
             if ticket == NEVER:
                 return
             waiter = self._waiters[ticket]
@@ -468,23 +495,3 @@ class Engine:
 
 
 _FINAL: Final = (Settled.COMMITTED, Settled.REFUNDED)
-
-
-def _latest(waiter: Waiter, bucket: Bucket) -> int:
-    """Until when it may wait for that bucket."""
-    return waiter.arrived + min(bucket.limits.max_wait, waiter.call.patience)
-
-
-def _next_blocked(bucket: Bucket, after: int) -> int:
-    """The earliest ticket after that one of those blocked in the bucket; `NEVER` if there is none."""
-    if bucket.queue is None:
-        return NEVER
-    blocked = bucket.queue.blocked
-    at = bisect_right(blocked, after)
-    return blocked[at] if at < len(blocked) else NEVER
-
-
-def _refusal(reason: Reason, bucket: Bucket, obstacle: Obstacle, retry_after: int | None) -> Refusal:
-    return Refusal(
-        reason, bucket.key, obstacle.cap, obstacle.limit, obstacle.used, obstacle.requested, retry_after, obstacle.ahead
-    )

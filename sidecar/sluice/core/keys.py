@@ -20,6 +20,12 @@ class Scope(StrEnum):
     USER = "User"
     ORG = "Org"
     PROJECT = "Project"
+    PROVIDER = "Provider"
+    """The provider's own quota, of which no limits document speaks: see `sluice.core.upstream`."""
+
+
+SCOPES: Final = (Scope.USER, Scope.ORG, Scope.PROJECT)
+"""The scopes that a limit may have."""
 
 
 class BucketKey(NamedTuple):
@@ -33,4 +39,5 @@ class BucketKey(NamedTuple):
     subject: str
     """Empty for the bucket that callers without an identity share."""
     models: str = ""
-    """Empty for every model; else the patterns of the limit that has `match.models`, sorted, with commas."""
+    """Empty for every model; else the patterns of the limit that has `match.models`, sorted, with commas; or, of the
+    provider's own quota, the one model's name."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from sluice.core.buckets import Bucket, Charge, Demand
 from sluice.core.decisions import Refusal
-from sluice.core.keys import BucketKey
+from sluice.core.keys import BucketKey, Scope
 from sluice.core.rules import Applied
 from sluice.core.windows import NEVER, SlidingWindow
 
 if TYPE_CHECKING:
     from sluice.core.engine import Engine
+    from sluice.core.upstream import Upstream
 
 
 class Call(NamedTuple):
@@ -27,6 +28,8 @@ class Call(NamedTuple):
     """Nanoseconds this caller can wait at the most; the limits' `maxWait` may say less."""
     detail: object = None
     """The adapter's own; the engine does not look at it."""
+    upstream: BucketKey | None = None
+    """Whose quota it uses at the provider, and for which model; None where the provider's own word does not matter."""
 
 
 class Settled(StrEnum):
@@ -47,7 +50,7 @@ class Permit:
     A permit without buckets (nothing limits the call) is inert: it does nothing, and costs nothing.
     """
 
-    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "input_tokens", "lease",
+    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "input_tokens", "lease", "marks",
                  "output_tokens", "parts", "released", "settled", "tokens", "waited", "windows")  # fmt: skip
 
     def __init__(
@@ -74,6 +77,8 @@ class Permit:
         self.estimate = self.tokens
         self.settled: Settled | None = None
         self.released = False
+        self.marks: tuple[tuple[Upstream, Demand], ...] = ()
+        """What each upstream bucket that it touches had taken just after it was admitted."""
 
     @property
     def keys(self) -> tuple[BucketKey, ...]:
@@ -129,3 +134,10 @@ class Waiter:
         self.outcome: Permit | Refusal | None = None
         self.notify: Callable[[Permit | Refusal], None] | None = None
         """Called once with the outcome, inside the engine: it must not call the engine."""
+
+    def latest(self, bucket: Bucket) -> int:
+        """Until when it may wait for that bucket."""
+        wait = bucket.limits.max_wait
+        if bucket.key.scope is Scope.PROVIDER:  # nobody's limit: as long as the most patient of the call's own
+            wait = max(each.limits.max_wait for each in self.buckets)
+        return self.arrived + min(wait, self.call.patience)

@@ -10,6 +10,7 @@ from sluice.core.decisions import Reason
 from sluice.core.keys import BucketKey
 from sluice.core.limits import Cap
 from sluice.core.windows import NEVER, SlidingWindow
+from sluice.core.words import Amount
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +34,7 @@ class LastRefusal:
     """Why a bucket last said no, or in shadow mode would have."""
 
     reason: Reason
-    cap: Cap
+    cap: Cap | Amount
     ago: int
     """Nanoseconds."""
 

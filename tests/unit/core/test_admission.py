@@ -8,7 +8,7 @@ from helpers.ledger import PROVIDER, Gate, assert_balanced, everything, org, pro
 from sluice.core.buckets import Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import Engine, EngineSettings
-from sluice.core.keys import OVERFLOW, BucketKey, Scope
+from sluice.core.keys import OVERFLOW, SCOPES, BucketKey, Scope
 from sluice.core.limits import DAY, HOUR, MAX_COUNT, MINUTE, REQUEST_CAPS, SECOND, TOKEN_CAPS, Cap, Limits, Mode
 from sluice.core.permits import Call, Permit
 from sluice.core.rules import Rule, RuleBook
@@ -239,7 +239,7 @@ def test_a_refusal_in_any_bucket_leaves_every_bucket_as_it_was(tight: str, cap: 
 def test_an_admission_is_recorded_in_every_bucket() -> None:
     gate = Gate(user(limits=EVERY_CAP), org(limits=EVERY_CAP), project(limits=EVERY_CAP))
     permit = gate.admit(0, tokens=30)
-    assert {key.scope for key in permit.keys} == set(Scope)
+    assert {key.scope for key in permit.keys} == set(SCOPES)
     for state in gate.engine.snapshot(0).buckets:
         assert state.in_flight == 1
         assert {cap: window.used for cap, window in state.windows.items()} == {
@@ -269,10 +269,10 @@ def test_no_two_subjects_share_a_bucket_whatever_characters_they_hold() -> None:
 
 def test_the_same_name_in_another_scope_or_provider_is_another_bucket() -> None:
     one = Limits(requests_per_minute=1)
-    book = RuleBook(tuple(Rule(provider, scope, one) for provider in ("openai", "anthropic") for scope in Scope))
+    book = RuleBook(tuple(Rule(provider, scope, one) for provider in ("openai", "anthropic") for scope in SCOPES))
     engine = Engine(book)
     for provider in ("openai", "anthropic"):
-        for scope in Scope:
+        for scope in SCOPES:
             others = dict.fromkeys(Scope, f"{provider}-{scope}")
             applied = book.match(provider, {**others, scope: "same"})
             assert isinstance(engine.acquire(Call(applied, Demand(1, 1, 1)), 0), Permit)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from sluice.core.keys import BucketKey, Scope
+from sluice.core.keys import SCOPES, BucketKey, Scope
 from sluice.core.limits import Limits
 from sluice.core.rules import Applied, Rule, RuleBook
 
@@ -53,7 +53,7 @@ def test_a_rule_for_some_models_does_not_meet_a_call_without_a_model() -> None:
 
 
 def test_each_scope_has_its_own_bucket_and_a_provider_without_rules_has_none() -> None:
-    book = RuleBook(tuple(rule(cap, scope=scope) for cap, scope in enumerate(Scope)))
+    book = RuleBook(tuple(rule(cap, scope=scope) for cap, scope in enumerate(SCOPES)))
     subjects = {Scope.USER: "alice", Scope.ORG: "acme"}
     assert book.match("openai", subjects) == (
         Applied(BucketKey("openai", Scope.USER, "alice"), Limits(requests_per_minute=0), "User *"),

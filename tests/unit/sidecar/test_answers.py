@@ -10,6 +10,7 @@ import pytest
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey, Scope
 from sluice.core.limits import SECOND, Cap
+from sluice.core.words import Amount
 from sluice.usage.profiles import Api
 from sluice_sidecar import answers
 
@@ -146,3 +147,40 @@ def test_no_name_breaks_the_json_of_a_body(api: Api, subject: str) -> None:
 
 def test_every_cap_has_its_words() -> None:
     assert set(answers.CAPS) == set(Cap)
+
+
+def test_a_refusal_for_the_providers_own_word_says_whose_word_it_is() -> None:
+    key = BucketKey("openai", Scope.PROVIDER, "key-1", "gpt-5")
+    told = {
+        each.reason: answers.message(each)
+        for each in (
+            Refusal(Reason.PROVIDER_LIMIT, key, Amount.REQUESTS, 60, 60, 1, 7 * SECOND),
+            Refusal(Reason.PROVIDER_OVERLOADED, key, Amount.REQUESTS, 0, 0, 1, 2 * SECOND),
+            Refusal(Reason.PROVIDER_SPEND_CAP, key._replace(models=""), Amount.REQUESTS, 0, 0, 1, 300 * SECOND),
+            Refusal(Reason.QUEUE_FULL, key, Amount.REQUESTS, 0, 0, 1, None),
+        )
+    }
+    assert told == {
+        Reason.PROVIDER_LIMIT: "openai itself said that its limit of requests for gpt-5 is reached. Retry in 7 s.",
+        Reason.PROVIDER_OVERLOADED: "openai itself said that it is overloaded. Retry in 2 s.",
+        Reason.PROVIDER_SPEND_CAP: "openai itself said that no more may be spent on this key, or nothing is left: "
+        "somebody has to see to it there. Retry in 300 s.",
+        Reason.QUEUE_FULL: "Too many calls wait until openai takes more of them. Retry when one of them has ended.",
+    }
+    paused = Refusal(Reason.PROVIDER_LIMIT, key, Amount.REQUESTS, 0, 0, 1, 7 * SECOND)
+    assert answers.message(paused) == "openai itself said that its limit for gpt-5 is reached. Retry in 7 s."
+    tokens = Refusal(Reason.PROVIDER_LIMIT, key, Amount.INPUT_TOKENS, 100, 90, 20, 7 * SECOND)
+    assert "its limit of input tokens for gpt-5 is reached" in answers.message(tokens)
+
+
+def test_no_sdk_retries_where_the_money_is_spent() -> None:
+    key = BucketKey("openai", Scope.PROVIDER, "key-1")
+    unpaid = Refusal(Reason.PROVIDER_SPEND_CAP, key, Amount.REQUESTS, 0, 0, 1, 300 * SECOND)
+    assert dict(answers.headers(unpaid)) == {
+        "content-type": "application/json",
+        "x-sluice-reason": "ProviderSpendCap",
+        "x-should-retry": "false",
+        "retry-after": "300",
+        "retry-after-ms": "300000",
+    }
+    assert json.loads(answers.body(Api.OPENAI, unpaid))["error"]["code"] == "insufficient_quota"

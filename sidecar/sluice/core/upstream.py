@@ -1,0 +1,326 @@
+"""The provider's own word as a bucket: it narrows what our limits let through, or pauses it, and never widens it.
+
+Theory of operation
+    Whose. A provider limits an account, by model. The account is known by its key, so there is an upstream bucket for
+    each (provider, hash of the key, model) of which something that matters was heard, and one of the key alone for what
+    concerns all of its models, a spend cap. A call touches them besides the buckets of its limits: it is admitted to
+    all or to none, waits for them as long as the most patient of its limits has it, and if it is refused it has
+    consumed nothing. Calls that nothing enforced limits (no limits, or all in shadow mode) are not held up.
+
+    Quotas. A word tells of a quota what remains, of which limit, and when it is whole again. Where the limit is told,
+    it comes back evenly until then, as a token bucket does; else all at once in the end, when the quota is forgotten.
+    From what remains is taken off what was admitted after the call whose answer told it. A call that asks for more
+    than the whole limit passes when the quota is whole: estimates may be too high, and a word refuses nobody for ever.
+    A quota of which at least half remains is not kept: it holds nobody up who does not ask for half of it at once.
+
+    Order. Answers come in any order. A word replaces what an earlier admitted call told of the same quota; the word of
+    a call admitted before the one that spoke last is old, and is ignored. So no old word can widen a newer one.
+
+    Pauses. A provider that refuses a call is not asked again for a while:
+        RateLimited  as long as it says, at most `LONGEST_PAUSE`. If it does not say: 1 s, and twice as long each time
+                     it refuses a call that was admitted since, up to `LONGEST_BACKOFF`.
+        Overloaded   as long as it says, at most `LONGEST_OVERLOAD`. If it does not say, nothing at first: an overload
+                     hits a call here and there, and the others must not pay for it. `OVERLOADS` in a row pause like
+                     the refusals above, up to `LONGEST_OVERLOAD`.
+        SpendCap     `SPEND_PAUSE`, or longer if it says so, for all models of the key: somebody has to pay first.
+    A refusal of a call that was under way when the pause began tells nothing new, unless it names a later time. A call
+    that is served, and was admitted since, ends the doubling.
+
+    Bounds. At most `MOST` buckets; of a newcomer past it nothing is kept, which only means that the provider says it
+    again. What was heard can be seen for `RECENT` after; then the bucket is forgotten.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from sluice.core.buckets import NOTHING, RECENT, Bucket, Demand, Obstacle
+from sluice.core.decisions import Reason
+from sluice.core.keys import BucketKey
+from sluice.core.limits import MINUTE, SECOND, Limits, Mode
+from sluice.core.permits import Call, Permit, Waiter
+from sluice.core.windows import NEVER
+from sluice.core.words import Amount, Feedback, Quota, RefusedAs
+
+LONGEST_PAUSE: Final = 10 * MINUTE
+"""A provider that asks for more is asked again after this: nobody is shut out for long by one odd answer."""
+FIRST_BACKOFF: Final = SECOND
+LONGEST_BACKOFF: Final = MINUTE
+LONGEST_OVERLOAD: Final = 30 * SECOND
+OVERLOADS: Final = 5
+"""In a row, without a call that was served between them."""
+SPEND_PAUSE: Final = 5 * MINUTE
+MOST: Final = 10_000
+SWEEP: Final = 100
+"""Buckets looked at for idleness each time the engine is told of time."""
+
+_FIELD: Final = {
+    Amount.REQUESTS: Demand._fields.index("requests"),
+    Amount.TOKENS: Demand._fields.index("tokens"),
+    Amount.INPUT_TOKENS: Demand._fields.index("input_tokens"),
+    Amount.OUTPUT_TOKENS: Demand._fields.index("output_tokens"),
+}
+_REASONS: Final = {
+    RefusedAs.RATE_LIMITED: Reason.PROVIDER_LIMIT,
+    RefusedAs.OVERLOADED: Reason.PROVIDER_OVERLOADED,
+    RefusedAs.SPEND_CAP: Reason.PROVIDER_SPEND_CAP,
+}
+_NO_CAPS: Final = Limits()
+
+
+@dataclass(frozen=True, slots=True)
+class QuotaState:
+    """One of the provider's own limits, as far as it is known."""
+
+    name: str
+    of: Amount
+    remaining: int
+    limit: int | None
+    reset: int
+    """Nanoseconds until it is whole again."""
+
+
+@dataclass(frozen=True, slots=True)
+class UpstreamState:
+    """What is known of one account at a provider; an immutable picture of one moment."""
+
+    key: BucketKey
+    heard: int
+    """Nanoseconds since its last word."""
+    paused: int
+    """Nanoseconds until it is asked again; 0 where it is asked now."""
+    paused_for: RefusedAs | None
+    """Why it is paused, or was last; None if it never was."""
+    quotas: tuple[QuotaState, ...]
+    queued: int
+    rejected: int
+
+
+class KnownQuota:
+    """A quota as it was told, and what was taken of it since."""
+
+    __slots__ = ("back", "limit", "of", "remaining", "resets_at", "since", "told_at")
+
+    def __init__(self, quota: Quota, told_at: int, since: int) -> None:
+        self.of = quota.of
+        self.remaining = quota.remaining
+        self.limit = quota.limit
+        self.told_at = told_at
+        self.resets_at = told_at + quota.reset
+        self.since = since
+        """What its bucket had taken when the call was admitted whose answer told this."""
+        self.back = 0
+        """What was given back since, by calls that never went out."""
+
+    def left(self, now: int, taken: int) -> int:
+        """What remains at `now`, before the reset; below 0 where more was admitted than was there."""
+        left = self.remaining - (taken - self.since) + self.back
+        if self.limit is not None:
+            left += (self.limit - self.remaining) * (now - self.told_at) // (self.resets_at - self.told_at)
+        return left
+
+    def clears_at(self, now: int, taken: int, asked: int, before: int) -> int:
+        """When there is room for `asked` and for what was asked before it; `now` if there is."""
+        if now >= self.resets_at:
+            return now
+        needed = before + (asked if self.limit is None else min(asked, self.limit))
+        short = needed - self.left(now, taken)
+        if short <= 0 or not asked:
+            return now
+        if self.limit is None or self.limit == self.remaining:
+            return self.resets_at
+        period, gain = self.resets_at - self.told_at, self.limit - self.remaining
+        return min(self.resets_at, now + -(-short * period // gain))
+
+
+class Upstream(Bucket):
+    """What is known of one account at a provider, for one model or for all. Only the engine changes it."""
+
+    __slots__ = ("_backoff", "_overloads", "_paused_at", "_spoke_last", "heard_at", "paused_for", "paused_until",
+                 "quotas", "taken")  # fmt: skip
+
+    def __init__(self, key: BucketKey) -> None:
+        super().__init__(key, _NO_CAPS)
+        self.quotas: dict[str, KnownQuota] = {}
+        self.taken: Demand = NOTHING
+        """All that was ever admitted here."""
+        self.paused_until = -NEVER
+        self.paused_for: RefusedAs | None = None
+        """Why it is paused, or was last."""
+        self.heard_at = -NEVER
+        self._paused_at = -NEVER
+        self._backoff = 0
+        self._overloads = 0
+        self._spoke_last = -NEVER
+        """When the call was admitted that told the quotas."""
+
+    def apply(self, limits: Limits) -> None:
+        """No limits of ours hold here, whichever are put in force."""
+        super().apply(_NO_CAPS)
+
+    # -- what is heard -------------------------------------------------------------------------------------------
+
+    def hear(self, feedback: Feedback, admitted_at: int, mark: Demand, now: int) -> bool:
+        """Take what came with the answer to a call. True if a pause has begun or become longer.
+
+        `mark` is what this bucket had taken when the call was admitted, the call included.
+        """
+        self.heard_at = now
+        if admitted_at >= self._spoke_last and feedback.quotas:
+            self._spoke_last = admitted_at
+            for quota in feedback.quotas:
+                if _matters(quota, admitted_at, now):
+                    self.quotas[quota.name] = KnownQuota(quota, now, mark[_FIELD[quota.of]])
+                else:
+                    self.quotas.pop(quota.name, None)
+        if feedback.refused_as is not None:
+            return self._refused(feedback.refused_as, feedback.retry_after, admitted_at, now)
+        self._overloads = 0
+        if admitted_at > self._paused_at:
+            self._backoff = 0
+        return False
+
+    def _refused(self, kind: RefusedAs, told: int | None, admitted_at: int, now: int) -> bool:
+        if kind is RefusedAs.SPEND_CAP:
+            return self._pause(kind, now, min(max(told or 0, SPEND_PAUSE), LONGEST_PAUSE))
+        longest = LONGEST_PAUSE if kind is RefusedAs.RATE_LIMITED else LONGEST_OVERLOAD
+        if kind is RefusedAs.OVERLOADED:
+            self._overloads += 1
+        if told:
+            return self._pause(kind, now, min(told, longest))
+        if admitted_at <= self._paused_at or (kind is RefusedAs.OVERLOADED and self._overloads < OVERLOADS):
+            return False
+        self._backoff = min(max(2 * self._backoff, FIRST_BACKOFF), LONGEST_BACKOFF, longest)
+        return self._pause(kind, now, self._backoff)
+
+    def _pause(self, kind: RefusedAs, now: int, length: int) -> bool:
+        if now + length <= self.paused_until:
+            return False
+        self.paused_until, self.paused_for, self._paused_at = now + length, kind, now
+        return True
+
+    # -- admission -----------------------------------------------------------------------------------------------
+
+    def admits(self, now: int, demand: Demand) -> bool:
+        if self.queue is not None or now < self.paused_until:
+            return False
+        for known in self.quotas.values():
+            at = _FIELD[known.of]
+            if known.clears_at(now, self.taken[at], demand[at], 0) > now:
+                return False
+        return True
+
+    def charge(self, now: int, demand: Demand) -> None:
+        super().charge(now, demand)
+        self.taken = self.taken.plus(demand)
+
+    def give_back(self, demand: Demand, mark: Demand) -> None:
+        """Undo the admission of a call that never went out, and whose `mark` was this.
+
+        A word that came later knows of no such call, and needs nothing back.
+        """
+        for known in self.quotas.values():
+            at = _FIELD[known.of]
+            if mark[at] > known.since:
+                known.back += demand[at]
+
+    def obstacles(self, now: int, demand: Demand, ahead: Demand) -> list[Obstacle]:
+        found = []
+        if now < self.paused_until and self.paused_for is not None:
+            reason = _REASONS[self.paused_for]
+            found.append(Obstacle(Amount.REQUESTS, 0, 0, demand.requests, self.paused_until, ahead.requests, reason))
+        for known in self.quotas.values():
+            at = _FIELD[known.of]
+            clears_at = known.clears_at(now, self.taken[at], demand[at], ahead[at])
+            if clears_at > now:
+                left = max(0, known.left(now, self.taken[at]))
+                limit = left if known.limit is None else known.limit
+                found.append(
+                    Obstacle(known.of, limit, limit - left, demand[at], clears_at, ahead[at], Reason.PROVIDER_LIMIT)
+                )
+        return found
+
+    def picture(self, now: int) -> UpstreamState:
+        """What is known at `now`."""
+        quotas = tuple(
+            QuotaState(name, known.of, max(0, known.left(now, self.taken[_FIELD[known.of]])), known.limit, reset)
+            for name, known in self.quotas.items()
+            if (reset := known.resets_at - now) > 0
+        )
+        paused = max(0, self.paused_until - now)
+        queued = 0 if self.queue is None else len(self.queue.blocked)
+        return UpstreamState(self.key, now - self.heard_at, paused, self.paused_for, quotas, queued, self.rejected)
+
+    def is_idle(self, now: int) -> bool:
+        if self.heard_at > now - RECENT or self.paused_until > now or not super().is_idle(now):
+            return False
+        return all(known.resets_at <= now for known in self.quotas.values())
+
+
+def _matters(quota: Quota, admitted_at: int, now: int) -> bool:
+    """True if it may hold a call up: not much of it remains, and it is not whole again by now."""
+    if quota.limit is not None and 2 * quota.remaining >= quota.limit:
+        return False
+    # It may have been told when the call began; answers can be long in coming.
+    return admitted_at + quota.reset > now
+
+
+class Upstreams:
+    """Every upstream bucket of an engine."""
+
+    def __init__(self) -> None:
+        self.buckets: dict[BucketKey, Upstream] = {}
+        self._sweep: Iterator[BucketKey] = iter(())
+
+    def touched(self, call: Call) -> tuple[Upstream, ...]:
+        """The buckets that a call touches."""
+        key = call.upstream
+        if key is None or all(each.limits.mode is Mode.SHADOW for each in call.applied):
+            return ()
+        found = (self.buckets.get(key), self.buckets.get(key._replace(models="")) if key.models else None)
+        return tuple([bucket for bucket in found if bucket is not None])
+
+    def stop(self, waiters: Iterable[Waiter], bucket: Upstream) -> None:
+        """Let those that wait for something else wait for a new bucket too, if they touch it."""
+        for waiter in waiters:
+            if bucket in self.touched(waiter.call):
+                waiter.buckets += (bucket,)
+                bucket.join(waiter)
+
+    def hear(self, permit: Permit, feedback: Feedback, now: int) -> tuple[Upstream | None, bool, bool]:
+        """Take what came with the answer to a call.
+
+        Returns the bucket that it concerns, None if nothing has to be known of it; whether that bucket is new; and
+        whether a pause has begun or become longer.
+        """
+        key = permit.call.upstream
+        if key is None:
+            return None, False, False
+        if feedback.refused_as is RefusedAs.SPEND_CAP:
+            key, feedback = key._replace(models=""), feedback._replace(quotas=())
+        bucket, is_new = self.buckets.get(key), False
+        if bucket is None:
+            says_much = any(_matters(quota, permit.admitted_at, now) for quota in feedback.quotas)
+            if not (says_much or feedback.refused_as) or len(self.buckets) >= MOST:
+                return None, False, False
+            bucket, is_new = self.buckets.setdefault(key, Upstream(key)), True
+        # A call that was admitted before there was this bucket came before all that the bucket has taken.
+        mark = next((mark for marked, mark in permit.marks if marked is bucket), NOTHING)
+        return bucket, is_new, bucket.hear(feedback, permit.admitted_at, mark, now)
+
+    def forget_idle(self, now: int) -> None:
+        for _ in range(min(SWEEP, len(self.buckets))):
+            key = next(self._sweep, None)
+            if key is None:
+                self._sweep = iter(tuple(self.buckets))
+                return
+            bucket = self.buckets.get(key)
+            if bucket is not None and bucket.is_idle(now):
+                del self.buckets[key]
+
+
+def marks_of(permit: Permit) -> tuple[tuple[Upstream, Demand], ...]:
+    """What each upstream bucket that a call touches had taken when the call was just admitted."""
+    return tuple([(bucket, bucket.taken) for bucket in permit.buckets if isinstance(bucket, Upstream)])

@@ -95,14 +95,16 @@ class Admin:
         selection = status.Selection(**{name: request.query.get(name) for name in SELECTORS})
         fullest = status.Fullest(selection, int(request.query.get(LIMIT, status.MOST_BUCKETS)))
         await self._gather(fullest)
+        engine = self._gate.engine
         providers = [policy.provider for policy in self._gate.policies.values()]
         answer = status.document(
             self._health,
-            self._gate.engine.summary(),
+            engine.summary(),
             fullest,
             self._recent.by_provider(),
             status.estimation(providers, self._gate.learner),
             self._commits.missing,
+            engine.upstreams(self._gate.clock()),
         )
         return web.json_response(answer, dumps=lambda value: json.dumps(value, ensure_ascii=False))
 

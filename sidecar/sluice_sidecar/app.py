@@ -35,6 +35,7 @@ from sluice.config.types import SubjectKind
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.limits import SECOND
 from sluice.core.telemetry import Fanout
+from sluice.core.upstream import UpstreamState
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.headers import USAGE_HEADERS
 from sluice.usage.profiles import BUILT_IN
@@ -192,7 +193,7 @@ class Sidecar:
         server = GrpcServer(
             self._gate,
             headers,
-            (self._counts.throttled, self._recent.throttled),
+            (self._counts.refused_upstream, self._recent.refused_upstream),
             (self._counts.untold, self._recent.untold),
         )
         try:
@@ -207,7 +208,8 @@ class Sidecar:
 
     async def _serve_admin(self, stack: AsyncExitStack) -> Address:
         registry = CollectorRegistry()
-        registry.register(GateCollector(self._counts, self._engine.summary, self._health, self._commits))
+        metrics = GateCollector(self._counts, self._engine.summary, self._health, self._commits, self._upstreams)
+        registry.register(metrics)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
         if isinstance(self._settings.admin, Path):
@@ -216,6 +218,9 @@ class Sidecar:
         address = await admin.start(self._settings.admin)
         stack.push_async_callback(admin.stop)
         return address
+
+    def _upstreams(self) -> tuple[UpstreamState, ...]:
+        return self._engine.upstreams(clock.now())
 
     async def _start_envoy(self, stack: AsyncExitStack, folder: Path) -> str:
         """Returns where it takes calls."""

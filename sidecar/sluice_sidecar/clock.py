@@ -10,6 +10,11 @@ def now() -> int:
     return time.monotonic_ns()
 
 
+def wall_now() -> int:
+    """Nanoseconds since 1970, to compare with what others say of the time."""
+    return time.time_ns()
+
+
 def wall() -> float:
     """Seconds since 1970, for people."""
     return time.time()

@@ -14,23 +14,29 @@ Theory of operation
     The log also tells how many bytes of the answer had gone by. Those that were not read here, or not yet, are all that
     is known of its output; without them, whoever hangs up just before the usage would pay for the input alone.
 
+    What the provider says of its own limits, in the headers or in the body of a refusal, is told to the engine as soon
+    as it is there. Where Envoy has tried more than once (ours never does), the attempts that failed are charged too: as
+    what they are, calls that failed.
+
     A stream without a live lease (a refused call, one that nothing limits) is ignored.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Final, TypeAlias
 
 from sluice.core.buckets import Charge
 from sluice.core.permits import Permit, Settled
+from sluice.core.words import RefusedAs
 from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.learning import Lesson
-from sluice.usage.profiles.profile import UsageFields
+from sluice.usage.profiles.profile import FailedRequests, UsageFields
 from sluice.usage.readers import UsageReader, is_stream, reader_for
-from sluice.usage.settlement import FIRST_REFUNDED_STATUS, THROTTLED_STATUSES, Settlement, settle
+from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Settlement, settle
 from sluice.usage.tokens import Usage
 from sluice.usage.unread import unread_output
+from sluice_sidecar import clock
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.outages import Outages
 from sluice_sidecar.protos import (
@@ -39,14 +45,22 @@ from sluice_sidecar.protos import (
     ProcessingRequest,
     StreamAccessLogsMessage,
     TokenUsage,
+    attempts_in,
+    is_envoys_own,
     lease_in,
+    refusal_in,
 )
 from sluice_sidecar.rls import CallFacts
 
 OnUntold: TypeAlias = Callable[[str], None]
 """Told the provider of a call that was answered whole, and did not tell the usage that it should. It must not raise."""
-OnThrottled: TypeAlias = Callable[[str, int], None]
-"""Told of an admitted call that its provider refused: the provider, and 429 or 529. It must not raise."""
+OnRefused: TypeAlias = Callable[[str, int, RefusedAs], None]
+"""Told of an admitted call that its provider refused: the provider, the status, and why. It must not raise."""
+MOST_ATTEMPTS: Final = 100
+"""More are not charged: no Envoy tries so often."""
+
+_NEVER_ENVOYS: Final = frozenset({429, 529})
+"""Statuses by which a provider refuses, and with which Envoy answers no admitted call by itself."""
 
 
 ANSWERED: Final = range(200, FIRST_REFUNDED_STATUS)
@@ -59,13 +73,15 @@ class WatchedCalls:
         self,
         gate: Gate,
         headers: UsageFields = USAGE_HEADERS,
-        on_throttled: Sequence[OnThrottled] = (),
+        on_refused: Sequence[OnRefused] = (),
         on_untold: Sequence[OnUntold] = (),
+        wall: Callable[[], int] = clock.wall_now,
     ) -> None:
         self.gate = gate
         self.headers = headers
-        self.on_throttled = on_throttled
+        self.on_refused = on_refused
         self.on_untold = on_untold
+        self.wall = wall
         self._outages = Outages(gate)
         self.streams: dict[str, CallStream] = {}
 
@@ -80,20 +96,22 @@ class WatchedCalls:
             lease = lease_in(entry.common_properties.metadata)
             if lease:
                 stream = self.streams.get(lease) or self.open()
+                stream.see_attempts(entry.common_properties.upstream_request_attempt_count)
                 stream.cut(lease, entry.response.response_code.value, entry.response.response_body_bytes)
 
 
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_calls", "_cut", "_ended", "_facts", "_is_stream", "_permit", "_read", "_reader", "_sees_body",
-                 "_sent", "_status", "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
+    __slots__ = ("_attempts", "_calls", "_cut", "_ended", "_facts", "_is_stream", "_permit", "_read", "_reader",
+                 "_sees_body", "_sent", "_status", "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
 
     def __init__(self, calls: WatchedCalls) -> None:
         self._calls = calls
         self._permit: Permit | None = None
         self._facts: CallFacts | None = None
         self._status: int | None = None
+        self._attempts = 1
         self._usage_of_headers: Usage | None = None
         self._usage_of_envoy: Usage | None = None
         self._reader: UsageReader | None = None
@@ -110,7 +128,7 @@ class CallStream:
             return True
         kind = message.WhichOneof("request")
         if kind == "response_headers":
-            self._see_headers(message.response_headers)
+            self._see_headers(message.response_headers, message)
         elif kind == "response_body":
             self._see_body(message.response_body)
         elif kind == "response_trailers":
@@ -120,6 +138,10 @@ class CallStream:
             self.close()
         return self._ended
 
+    def see_attempts(self, attempts: int) -> None:
+        """Envoy has sent the call to its provider that often."""
+        self._attempts = min(max(self._attempts, attempts), MOST_ATTEMPTS)
+
     def cut(self, lease: str, status: int, sent: int) -> None:
         """The call was cut: it ends now.
 
@@ -128,6 +150,8 @@ class CallStream:
         """
         if self._permit is not None or self._claim(lease):
             self._cut, self._sent = True, sent
+            if self._status is None and status in _NEVER_ENVOYS:
+                self._hear(status, {}, "")
             # The stream may still be about to tell of an answer that Envoy made up, for a provider out of reach.
             self._status = self._status or status or None
             self.close()
@@ -140,22 +164,26 @@ class CallStream:
         self._calls.streams.pop(permit.lease, None)
         now = self._calls.gate.clock()
         try:
-            settlement, usage = self._settlement(self._facts)
-            if settlement.charge is not None:
-                settled = permit.commit_tokens(settlement.charge, now, settlement.settled)
-                if settled and settlement.settled is Settled.COMMITTED and usage is not None:
-                    self._learn(self._facts, settlement.charge, usage)
+            self._settle(permit, self._facts, now)
         finally:
             permit.release(now)
             self._calls.gate.rearm()
-        provider = permit.call.applied[0].key.provider
-        if self._status is not None and self._status in THROTTLED_STATUSES:
-            for tell in self._calls.on_throttled:
-                tell(provider, self._status)
         whole = self._status in ANSWERED and not self._cut
         if whole and self._facts.tells_usage and permit.settled is Settled.ESTIMATED:
-            for tell_untold in self._calls.on_untold:
-                tell_untold(provider)
+            for tell in self._calls.on_untold:
+                tell(permit.call.applied[0].key.provider)
+
+    def _settle(self, permit: Permit, facts: CallFacts, now: int) -> None:
+        (settlement, usage), failed = self._settlement(facts), self._attempts - 1
+        charge = settlement.charge
+        if failed:
+            self._calls.gate.engine.repeated(permit, failed, now)
+            if facts.scale.failed_requests is FailedRequests.COUNTED:
+                charge = (permit.charge if charge is None else charge).plus(permit.charge.times(failed))
+        if charge is None or not permit.commit_tokens(charge, now, settlement.settled):
+            return
+        if settlement.settled is Settled.COMMITTED and settlement.charge is not None and usage is not None:
+            self._learn(facts, settlement.charge, usage)
 
     def _learn(self, facts: CallFacts, charge: Charge, usage: Usage) -> None:
         """What the call has shown: its input as far as it counts, and its output."""
@@ -187,13 +215,16 @@ class CallStream:
         self._calls.streams[lease] = self
         return True
 
-    def _see_headers(self, headers: Any) -> None:
+    def _see_headers(self, headers: Any, message: ProcessingRequest) -> None:
         # Older Envoys send `value`; the present one leaves it empty.
         values = {header.key: header.raw_value or header.value.encode() for header in headers.headers.headers}
         status = values.get(":status", b"")
         self._status = int(status) if len(status) == 3 and status.isdigit() else None
         # An error is the end of the matter: what follows only explains it.
         self._ended = headers.end_of_stream or (self._status or 0) >= FIRST_REFUNDED_STATUS
+        self.see_attempts(attempts_in(message))
+        if self._status is not None and not is_envoys_own(message):
+            self._hear(self._status, values, refusal_in(message.metadata_context))
         self._usage_of_headers = usage_from_headers(values.items(), self._calls.headers)
         if self._facts is not None and self._usage_of_headers is None:
             content_type = values.get("content-type", b"").decode("latin-1")
@@ -201,6 +232,18 @@ class CallStream:
             self._reader = reader_for(
                 self._facts.shape.response, content_type, values.get("content-encoding", b"").decode("latin-1")
             )
+
+    def _hear(self, status: int, headers: Mapping[str, bytes], body: str) -> None:
+        """What the provider itself says of its limits."""
+        permit, facts, calls = self._permit, self._facts, self._calls
+        if permit is None or facts is None:
+            return
+        said = facts.dialect.feedback(status, headers, body, calls.wall())
+        calls.gate.engine.hear(permit, said, calls.gate.clock())
+        calls.gate.rearm()
+        if said.refused_as is not None:
+            for tell in calls.on_refused:
+                tell(permit.call.applied[0].key.provider, status, said.refused_as)
 
     def _see_body(self, body: Any) -> None:
         self._sees_body = True

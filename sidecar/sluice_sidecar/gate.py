@@ -16,6 +16,7 @@ from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
 from sluice.usage.learning import Kind, Learner, Lesson
+from sluice.usage.word import Dialect
 from sluice_sidecar.identity import fixed_subjects, told_subjects
 from sluice_sidecar.logs import whereabouts
 
@@ -34,6 +35,8 @@ class Policy:
     """The subjects that no caller has a say in."""
     told: tuple[tuple[str, Scope, SubjectSource], ...]
     """The others: the entry of the descriptor that tells each of them, and where Envoy read it."""
+    dialect: Dialect
+    """How the provider speaks of its own limits."""
 
 
 class Gate:
@@ -55,7 +58,12 @@ class Gate:
         """Put a configuration in force, between one call and the next. `environ` serves `{env: …}` subjects."""
         self.policies = MappingProxyType(
             {
-                name: Policy(provider, fixed_subjects(provider, environ), told_subjects(provider))
+                name: Policy(
+                    provider,
+                    fixed_subjects(provider, environ),
+                    told_subjects(provider),
+                    Dialect.of(provider.profile.word),
+                )
                 for name, provider in configuration.providers.items()
             }
         )

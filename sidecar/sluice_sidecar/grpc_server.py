@@ -14,7 +14,7 @@ from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.windows import NEVER
 from sluice.usage.headers import USAGE_HEADERS
 from sluice.usage.profiles.profile import UsageFields
-from sluice_sidecar.extproc import OnThrottled, OnUntold, WatchedCalls
+from sluice_sidecar.extproc import OnRefused, OnUntold, WatchedCalls
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.protos import (
@@ -48,10 +48,10 @@ class GrpcServer:
         self,
         gate: Gate,
         headers: UsageFields = USAGE_HEADERS,
-        on_throttled: Sequence[OnThrottled] = (),
+        on_refused: Sequence[OnRefused] = (),
         on_untold: Sequence[OnUntold] = (),
     ) -> None:
-        self.calls = WatchedCalls(gate, headers, on_throttled, on_untold)
+        self.calls = WatchedCalls(gate, headers, on_refused, on_untold)
         self._rate_limit = RateLimitService(gate)
         self._server = grpc.aio.server(options=OPTIONS)
         self._health = health.aio.HealthServicer()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Mapping
 from typing import Final
 
@@ -12,6 +13,11 @@ from sluice.core.keys import Scope
 
 LONGEST: Final = 256
 """Characters of a subject that are kept as they are; a longer one is known by its hash, so that keys stay small."""
+
+ACCOUNT_ENTRY: Final = "account"
+"""The entry in which the caller's key comes where no scope is told by it: whose quota it is at the provider."""
+_AMAZONS: Final = "AWS4-"
+_KEY_NAME: Final = re.compile(r"Credential=([^/,\s]+)")
 
 SUBJECT_ENTRIES: Final[Mapping[Scope, str]] = {Scope.USER: "user", Scope.ORG: "org", Scope.PROJECT: "project"}
 """The entry of the descriptor in which each scope's subject comes."""
@@ -44,10 +50,20 @@ def subject(source: SubjectSource, text: str) -> str:
     A key is known by its hash only, here and everywhere after, and is the same key with and without `Bearer`.
     """
     if source.kind is SubjectKind.API_KEY:
-        scheme, *rest = text.split(maxsplit=1) or ("",)
-        key = "".join(rest).rstrip() if scheme.lower() == "bearer" else text.strip()
-        return "key-" + _hash(key)[:16] if key else ""
+        return account(text)
     return text if len(text) <= LONGEST else "sha256-" + _hash(text)
+
+
+def account(text: str) -> str:
+    """The hash of the key in a header or parameter; empty if there is none.
+
+    Amazon's signatures are made anew for every call: of these it is the name of the key that counts.
+    """
+    scheme, *rest = text.split(maxsplit=1) or ("",)
+    key = "".join(rest).rstrip() if scheme.lower() == "bearer" else text.strip()
+    if scheme.startswith(_AMAZONS) and (named := _KEY_NAME.search(key)):
+        key = named[1]
+    return "key-" + _hash(key)[:16] if key else ""
 
 
 def _hash(text: str) -> str:

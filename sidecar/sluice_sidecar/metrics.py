@@ -25,6 +25,9 @@ from sluice.core.decisions import Refusal
 from sluice.core.limits import SECOND
 from sluice.core.permits import Call, Permit, Settled
 from sluice.core.states import Summary
+from sluice.core.upstream import UpstreamState
+from sluice.core.words import RefusedAs
+from sluice_sidecar import upstream_status
 from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.health import Health
 
@@ -65,7 +68,7 @@ class EventCounts:
         self.committed_tokens: defaultdict[str, int] = defaultdict(int)
         self.error_tokens: defaultdict[str, int] = defaultdict(int)
         self.underestimated: defaultdict[str, int] = defaultdict(int)
-        self.throttled_calls: defaultdict[str, int] = defaultdict(int)
+        self.upstream_refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.untold_calls: defaultdict[str, int] = defaultdict(int)
         self.refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
         self.shadow_refusals: defaultdict[tuple[str, ...], int] = defaultdict(int)
@@ -92,9 +95,9 @@ class EventCounts:
     def would_reject(self, call: Call, refusal: Refusal) -> None:
         self.shadow_refusals[_labels(refusal)] += 1
 
-    def throttled(self, provider: str, status: int) -> None:
+    def refused_upstream(self, provider: str, status: int, refused_as: RefusedAs) -> None:
         """The provider has refused a call that was admitted here."""
-        self.throttled_calls[provider] += 1
+        self.upstream_refusals[provider, refused_as] += 1
 
     def untold(self, provider: str) -> None:
         """An answer should have told its usage, and did not."""
@@ -111,10 +114,16 @@ class GateCollector(Collector):
     """Every metric of the gate, made up when Prometheus asks."""
 
     def __init__(
-        self, counts: EventCounts, summary: Callable[[], Summary], health: Health, commits: CommitWatch
+        self,
+        counts: EventCounts,
+        summary: Callable[[], Summary],
+        health: Health,
+        commits: CommitWatch,
+        upstreams: Callable[[], Iterable[UpstreamState]] = tuple,
     ) -> None:
         self._counts = counts
         self._commits = commits
+        self._upstreams = upstreams
         self._summary = summary
         self._health = health
 
@@ -143,8 +152,9 @@ class GateCollector(Collector):
         yield GaugeMetricFamily("sluice_calls_estimated", "Calls whose estimate stands.", value=totals.estimated)
         expired = "Permits that nobody spoke for before their lease ended."
         yield _counter("sluice_permits_expired", expired, counts.expiries)
-        throttled = "Admitted calls that the provider itself refused with 429 or 529."
-        yield _counter("sluice_provider_throttled", throttled, counts.throttled_calls)
+        throttled = "Admitted calls that the provider itself refused, and why: RateLimited, Overloaded or SpendCap."
+        yield _counter("sluice_provider_throttled", throttled, counts.upstream_refusals, ("provider", "kind"))
+        yield upstream_status.paused(self._upstreams())
         untold = "Calls answered whole whose answer did not tell the usage that it should."
         yield _counter("sluice_calls_untold", untold, counts.untold_calls)
         yield _histogram("sluice_queue_wait_seconds", "How long admitted calls queued.", counts.waits)

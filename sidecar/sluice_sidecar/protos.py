@@ -19,10 +19,12 @@ from google.protobuf.message import DecodeError
 
 __all__ = [
     "ACCESS_LOG",
+    "ATTRIBUTES",
     "COMPLETE",
     "EXT_PROC",
     "LEASE_NAMESPACE",
     "RATE_LIMIT",
+    "REFUSAL_NAMESPACE",
     "USAGE_NAMESPACE",
     "DecodeError",
     "ProcessingRequest",
@@ -30,8 +32,11 @@ __all__ = [
     "RateLimitResponse",
     "StreamAccessLogsMessage",
     "TokenUsage",
+    "attempts_in",
+    "is_envoys_own",
     "lease_in",
     "rate_limit_request",
+    "refusal_in",
 ]
 
 RATE_LIMIT: Final = "envoy.service.ratelimit.v3.RateLimitService"
@@ -39,8 +44,15 @@ EXT_PROC: Final = "envoy.service.ext_proc.v3.ExternalProcessor"
 ACCESS_LOG: Final = "envoy.service.accesslog.v3.AccessLogService"
 LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
 """Where Envoy keeps the `dynamic_metadata` of our admission answers."""
+REFUSAL_NAMESPACE: Final = "sluice.refusal"
+"""Where Envoy puts the body of a provider's refusal, for the gate to see why."""
+ATTRIBUTES: Final = ("upstream.request_attempt_count", "response.code_details")
+"""What Envoy tells of an answer besides."""
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
 """Where Envoy's `ai_protocol_manager` filter puts the usage that it has read."""
+
+_EXT_PROC_ATTRIBUTES: Final = "envoy.filters.http.ext_proc"
+_VIA_UPSTREAM: Final = "via_upstream"
 
 _FIELD: Final = descriptor_pb2.FieldDescriptorProto
 _COUNT: Final = ".google.protobuf.UInt64Value"
@@ -104,9 +116,31 @@ COMPLETE: Final = 1
 
 def lease_in(metadata: Any) -> str:
     """The lease that admission gave a call, from what Envoy keeps about that call; empty if it has none."""
-    namespaces = metadata.filter_metadata
+    return _text_in(metadata.filter_metadata, LEASE_NAMESPACE, "lease")
+
+
+def refusal_in(metadata: Any) -> str:
+    """The body of a provider's refusal, from the same place; empty if there is none."""
+    return _text_in(metadata.filter_metadata, REFUSAL_NAMESPACE, "body")
+
+
+def _text_in(structs: Any, name: str, field: str) -> str:
     # Asking a protobuf map for a key that it has not would put it there.
-    return namespaces[LEASE_NAMESPACE].fields["lease"].string_value if LEASE_NAMESPACE in namespaces else ""
+    text: str = structs[name].fields[field].string_value if name in structs else ""
+    return text
+
+
+def attempts_in(message: ProcessingRequest) -> int:
+    """How often Envoy has sent the call to its provider, as far as it says; at least 1."""
+    if _EXT_PROC_ATTRIBUTES not in message.attributes:
+        return 1
+    return max(1, int(message.attributes[_EXT_PROC_ATTRIBUTES].fields[ATTRIBUTES[0]].number_value))
+
+
+def is_envoys_own(message: ProcessingRequest) -> bool:
+    """True if Envoy has made the answer up, because the provider gave none."""
+    details = _text_in(message.attributes, _EXT_PROC_ATTRIBUTES, ATTRIBUTES[1])
+    return details not in ("", _VIA_UPSTREAM)
 
 
 def rate_limit_request(data: bytes) -> RateLimitRequest:

@@ -1,7 +1,7 @@
 """What became of each provider's calls in the last five minutes.
 
 Time is cut into 60 slots of five seconds, aligned to the clock; a slot counts until all of it has left the five
-minutes, so what is told covers them and up to one slot more. A `SlidingWindow` would hold two amounts; here are twelve
+minutes, so what is told covers them and up to one slot more. A `SlidingWindow` would hold two amounts; here are a dozen
 that change together, so a slot is an object of its own, and an event a look-up and an addition or two. There are at
 most 61 of them for each provider that the limits have ever named.
 """
@@ -17,6 +17,7 @@ from sluice.core.buckets import RECENT
 from sluice.core.decisions import Refusal
 from sluice.core.permits import Call, Permit, Settled
 from sluice.core.windows import SLOTS
+from sluice.core.words import RefusedAs
 
 SLOT: Final = RECENT // SLOTS
 
@@ -36,7 +37,11 @@ class Tally:
     untold: int = 0
     """Answered whole and with 2xx, and did not tell the usage that they should have told."""
     throttled: int = 0
-    """Answered by the provider itself with 429 or 529."""
+    """Refused by the provider itself, for whatever reason."""
+    overloaded: int = 0
+    """Of these: because it had too much to do."""
+    spend_capped: int = 0
+    """And because no more may be spent."""
     last_throttled_status: int = 0
     """0 if there was none."""
     committed_tokens: int = 0
@@ -56,6 +61,8 @@ class Tally:
         self.expired += later.expired
         self.untold += later.untold
         self.throttled += later.throttled
+        self.overloaded += later.overloaded
+        self.spend_capped += later.spend_capped
         self.last_throttled_status = later.last_throttled_status or self.last_throttled_status
         self.committed_tokens += later.committed_tokens
         self.estimate_error_tokens += later.estimate_error_tokens
@@ -124,10 +131,12 @@ class RecentCounts:
         """An answer should have told its usage, and did not."""
         self._now(provider).untold += 1
 
-    def throttled(self, provider: str, status: int) -> None:
+    def refused_upstream(self, provider: str, status: int, refused_as: RefusedAs) -> None:
         """The provider has refused a call that was admitted here."""
         tally = self._now(provider)
         tally.throttled += 1
+        tally.overloaded += refused_as is RefusedAs.OVERLOADED
+        tally.spend_capped += refused_as is RefusedAs.SPEND_CAP
         tally.last_throttled_status = status
 
     def _now(self, provider: str) -> Tally:

@@ -4,6 +4,7 @@ The descriptor that Sluice's Envoy sends (domain and order are free, a missing f
 
     provider            the name in the limits document; without it nothing limits the call
     user, org, project  the subject of that scope, as Envoy saw it (a header's value, or the caller's key)
+    account             the caller's key, where it is none of these: whose quota it is at the provider
     api                 the name of the API in the provider's profile
     model, bytes, max_output_tokens (or max_tokens, max_completion_tokens), n, stream, stream_usage
                         what the request says of itself
@@ -17,9 +18,10 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
-from sluice.config.types import StreamUsage
+from sluice.config.types import StreamUsage, SubjectKind
 from sluice.core.buckets import Demand
 from sluice.core.decisions import Refusal
+from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND, Cap
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
@@ -28,9 +30,10 @@ from sluice.usage.counting import FREE, Scale, scale_of
 from sluice.usage.estimate import Asked, Estimate, asked, estimate
 from sluice.usage.learning import Kind, least_cap
 from sluice.usage.profiles import Api, Shape
+from sluice.usage.word import Dialect
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.identity import subject
+from sluice_sidecar.identity import ACCOUNT_ENTRY, account, subject
 from sluice_sidecar.protos import RateLimitRequest, RateLimitResponse
 
 MOST_DESCRIPTORS: Final = 64
@@ -69,6 +72,8 @@ class CallFacts(NamedTuple):
     """How its provider counts its tokens."""
     kind: Kind
     """Which calls are like it."""
+    dialect: Dialect
+    """How its provider speaks of its own limits."""
     tells_usage: bool = True
     """True if its answer should tell its usage: it names a model, and is no stream that nobody asks for it."""
 
@@ -140,9 +145,12 @@ class RateLimitService:
         if policy is None:
             return Call((), Demand(0, 0, 0))
         subjects = dict(policy.fixed)
+        key = account(facts[ACCOUNT_ENTRY]) if ACCOUNT_ENTRY in facts else ""
         for entry, scope, source in policy.told:
             if entry in facts:
                 subjects[scope] = subject(source, facts[entry])
+                if source.kind is SubjectKind.API_KEY:
+                    key = subjects[scope]
         model = facts.get("model", "")[:LONGEST_MODEL]
         applied = self._gate.engine.rules.match(provider, subjects, model)
         unit = facts.get("unit")
@@ -167,7 +175,8 @@ class RateLimitService:
             and not shape.free
             and not (_is_unasked(facts, shape) and policy.provider.stream_usage is ESTIMATE)
         )
-        return Call(applied, demand, patience, CallFacts(shape, request, expected, scale, kind, tells_usage))
+        known = CallFacts(shape, request, expected, scale, kind, policy.dialect, tells_usage)
+        return Call(applied, demand, patience, known, BucketKey(provider, Scope.PROVIDER, key, model))
 
 
 def _smallest(caps: Iterable[int | None]) -> int | None:

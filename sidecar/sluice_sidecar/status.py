@@ -13,8 +13,10 @@ from sluice.core.buckets import RECENT
 from sluice.core.keys import OVERFLOW, OVERFLOW_SHOWN, BucketKey
 from sluice.core.limits import SECOND
 from sluice.core.states import BucketState, LastRefusal, Summary
+from sluice.core.upstream import UpstreamState
 from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.learning import MOST_OUTPUT, Experience, Kind, Learner
+from sluice_sidecar import upstream_status
 from sluice_sidecar.health import Health
 from sluice_sidecar.logs import utc
 from sluice_sidecar.recent import Tally
@@ -70,6 +72,11 @@ class Fullest:
         return [bucket for _, _, bucket in sorted(self._heap, key=lambda entry: (-entry[0], entry[2].key))]
 
     @property
+    def provider(self) -> str | None:
+        """The one that is wanted; None for all."""
+        return self._selection.provider
+
+    @property
     def omitted(self) -> int:
         return self._seen - len(self._heap)
 
@@ -81,6 +88,7 @@ def document(
     recent: Mapping[str, Tally],
     estimation: Mapping[str, Json],
     missing: Mapping[str, Missing],
+    upstreams: Iterable[UpstreamState] = (),
 ) -> dict[str, Json]:
     """The answer of `/status`. Only buckets are selected: all the rest is of everything."""
     totals = summary.totals
@@ -96,6 +104,7 @@ def document(
         "store": {"kind": "memory", "healthy": True},  # the gate's own, and there as long as the gate is
         "buckets": [_bucket(bucket) for bucket in fullest.buckets],
         "bucketsOmitted": fullest.omitted,
+        **upstream_status.document(upstreams, fullest.provider),
         "totals": {
             "admitted": totals.admitted,
             "unlimited": totals.unlimited,
@@ -183,6 +192,8 @@ def _recent(tally: Tally) -> dict[str, Json]:
         "expired": tally.expired,
         "untold": tally.untold,
         "throttled": tally.throttled,
+        **({"overloaded": tally.overloaded} if tally.overloaded else {}),
+        **({"spendCapped": tally.spend_capped} if tally.spend_capped else {}),
         **({"lastThrottledStatus": tally.last_throttled_status} if tally.throttled else {}),
         "committedTokens": tally.committed_tokens,
         "estimateErrorTokens": tally.estimate_error_tokens,

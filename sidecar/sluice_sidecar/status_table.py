@@ -8,6 +8,7 @@ from typing import Any, Final
 from sluice.core.limits import Cap
 from sluice.errors import Problem
 from sluice.usage.profiles.profile import Mode
+from sluice_sidecar import upstream_status
 
 Json = Any
 
@@ -43,7 +44,9 @@ def table(status: Mapping[str, Json]) -> str:
     if status["bucketsOmitted"]:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
     missing = [f"{each['provider']}: {each['message']}" for each in status["commits"]["missing"]]
-    return "\n".join([*lines, *_learned(status), "", _totals(status["totals"]), *missing, *_configuration(status)])
+    paused = upstream_status.lines(status.get("upstreams", ()))
+    said = [*paused, _totals(status["totals"]), *missing, *_configuration(status)]
+    return "\n".join([*lines, *_learned(status), "", *said])
 
 
 def _learned(status: Mapping[str, Json]) -> list[str]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
 
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import BucketKey
@@ -14,6 +14,8 @@ from sluice.core.words import Amount
 
 if TYPE_CHECKING:
     from sluice.core.permits import Waiter
+
+AnyBucket = TypeVar("AnyBucket", bound="Bucket")
 
 RECENT: Final = 5 * MINUTE
 """Nanoseconds over which what happened lately is counted, for people to see."""
@@ -33,6 +35,12 @@ class Charge(NamedTuple):
         if 0 <= tokens <= MAX_AMOUNT and 0 <= input_tokens <= MAX_AMOUNT and 0 <= output_tokens <= MAX_AMOUNT:
             return self
         return Charge(*map(_bounded, self))
+
+    def plus(self, other: Charge) -> Charge:
+        return Charge(self[0] + other[0], self[1] + other[1], self[2] + other[2])
+
+    def times(self, often: int) -> Charge:
+        return Charge(self[0] * often, self[1] * often, self[2] * often)
 
 
 NO_CHARGE: Final = Charge(0)
@@ -285,6 +293,25 @@ class Bucket:
             if window.empty_at > now:
                 return False
         return True
+
+
+class Sweep:
+    """Looks at some of many buckets each time, and so at all of them in turn."""
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        self._keys: Iterator[BucketKey] = iter(())
+
+    def some(self, buckets: Mapping[BucketKey, AnyBucket]) -> Iterator[tuple[BucketKey, AnyBucket]]:
+        """The next few; they may be taken away meanwhile."""
+        for _ in range(min(self._most, len(buckets))):
+            key = next(self._keys, None)
+            if key is None:
+                self._keys = iter(tuple(buckets))
+                return
+            bucket = buckets.get(key)
+            if bucket is not None:
+                yield key, bucket
 
 
 def _applied(

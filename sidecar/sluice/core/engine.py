@@ -27,13 +27,13 @@ State
 from __future__ import annotations
 
 import heapq
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from threading import RLock
 from typing import Final
 
-from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle
+from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle, Sweep
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.ledger import count_settled, rebook
@@ -87,7 +87,7 @@ class Engine:
         self._lock = RLock()
         self._now = -NEVER
         self._buckets: dict[BucketKey, Bucket] = {}
-        self._sweep: Iterator[BucketKey] = iter(())
+        self._sweep = Sweep(SWEEP)
         self._tickets = 0
         self._waiters: dict[int, Waiter] = {}
         self._wakes: list[tuple[int, int, Waiter]] = []
@@ -187,6 +187,14 @@ class Engine:
             self._telemetry.released(permit)
             self._pump(permit.buckets, now)
             return True
+
+    def repeated(self, permit: Permit, failed: int, now: int) -> None:
+        """The call has been made more than once: each of the attempts that failed is a request besides."""
+        with self._lock:
+            self._advance_clock(now)
+            for windows in permit.windows:
+                for window in windows:
+                    window.amend(permit.admitted_at, failed, 0)
 
     def hear(self, permit: Permit, feedback: Feedback, now: int) -> None:
         """Take what the provider's answer to this call says of the provider's own limits."""
@@ -482,15 +490,8 @@ class Engine:
     def _forget_idle(self, now: int) -> None:
         # Who was refused and why stays to be seen for a while, where that costs nobody a place.
         since = now - REFUSALS_SEEN if len(self._buckets) <= self.settings.max_keys // 2 else now
-        for _ in range(min(SWEEP, len(self._buckets))):
-            key = next(self._sweep, None)
-            if key is None:
-                self._sweep = iter(tuple(self._buckets))
-                return
-            bucket = self._buckets.get(key)
-            if bucket is None or not bucket.is_idle(now):
-                continue
-            if bucket.last_refusal is None or bucket.last_refusal[0] <= since:
+        for key, bucket in self._sweep.some(self._buckets):
+            if bucket.is_idle(now) and (bucket.last_refusal is None or bucket.last_refusal[0] <= since):
                 del self._buckets[key]
 
 

@@ -32,11 +32,11 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Final
 
-from sluice.core.buckets import NOTHING, RECENT, Bucket, Demand, Obstacle
+from sluice.core.buckets import NOTHING, RECENT, Bucket, Demand, Obstacle, Sweep
 from sluice.core.decisions import Reason
 from sluice.core.keys import BucketKey
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
@@ -272,7 +272,7 @@ class Upstreams:
 
     def __init__(self) -> None:
         self.buckets: dict[BucketKey, Upstream] = {}
-        self._sweep: Iterator[BucketKey] = iter(())
+        self._sweep = Sweep(SWEEP)
 
     def touched(self, call: Call) -> tuple[Upstream, ...]:
         """The buckets that a call touches."""
@@ -311,13 +311,8 @@ class Upstreams:
         return bucket, is_new, bucket.hear(feedback, permit.admitted_at, mark, now)
 
     def forget_idle(self, now: int) -> None:
-        for _ in range(min(SWEEP, len(self.buckets))):
-            key = next(self._sweep, None)
-            if key is None:
-                self._sweep = iter(tuple(self.buckets))
-                return
-            bucket = self.buckets.get(key)
-            if bucket is not None and bucket.is_idle(now):
+        for key, bucket in self._sweep.some(self.buckets):
+            if bucket.is_idle(now):
                 del self.buckets[key]
 
 

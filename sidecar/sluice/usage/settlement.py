@@ -21,9 +21,6 @@ FIRST_REFUNDED_STATUS: Final = 300
 
 FIRST_FAILED_STATUS: Final = 400
 
-THROTTLED_STATUSES: Final = frozenset({429, 529})
-"""The provider's own limits are reached, or (529, Anthropic's) it is overloaded."""
-
 
 class Settlement(NamedTuple):
     """The charge that ends a call."""

@@ -14,6 +14,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Final, NamedTuple
 
 from sluice.core.limits import DAY, HOUR, MAX_COUNT, MILLISECOND, MINUTE, SECOND
@@ -51,6 +52,10 @@ COMMON_HEADERS: Final = ("retry-after", "retry-after-ms", *CODE_HEADERS)
 """The headers that every dialect may use."""
 
 
+USUAL: Final = (RefusalSign(429, RefusedAs.RATE_LIMITED), RefusalSign(529, RefusedAs.OVERLOADED))
+"""What a refusal is known by where the profile does not say."""
+
+
 class Explanation(NamedTuple):
     """What the body of a refusal says."""
 
@@ -65,6 +70,24 @@ def headers_of(word: Word) -> tuple[str, ...]:
     """The headers that a provider's word may stand in."""
     told = (name for each in word.counters for name in (each.limit, each.remaining, each.reset) if name)
     return tuple(dict.fromkeys((*COMMON_HEADERS, *told)))
+
+
+@dataclass(frozen=True, slots=True)
+class Dialect:
+    """A profile's `word`, ready for every answer."""
+
+    word: Word
+    headers: frozenset[str]
+    """The names of those that are looked at."""
+
+    @classmethod
+    def of(cls, word: Word) -> Dialect:
+        return cls(word if word.refusals else replace(word, refusals=USUAL), frozenset(headers_of(word)))
+
+    def feedback(self, status: int, headers: Mapping[str, bytes], body: str, wall: int) -> Feedback:
+        """What an answer says; see `feedback`."""
+        told = {name: value.decode("latin-1") for name, value in headers.items() if name in self.headers}
+        return feedback(self.word, status, told, body, wall)
 
 
 def feedback(word: Word, status: int, headers: Mapping[str, str], body: str, wall: int) -> Feedback:

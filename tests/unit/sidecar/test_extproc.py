@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from types import MappingProxyType
+
 import pytest
 
 from helpers.codings import encoded
@@ -11,12 +14,15 @@ from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.core.engine import Engine
 from sluice.core.keys import BucketKey, Scope
+from sluice.core.limits import MINUTE
 from sluice.core.permits import Permit
 from sluice.core.states import BucketState
+from sluice.core.upstream import SPEND_PAUSE
+from sluice.core.words import Amount, RefusedAs
 from sluice.usage.profiles.profile import Response
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.protos import LEASE_NAMESPACE, ProcessingRequest, RateLimitRequest
+from sluice_sidecar.protos import LEASE_NAMESPACE, REFUSAL_NAMESPACE, ProcessingRequest, RateLimitRequest
 from sluice_sidecar.rls import RateLimitService
 
 EVENT_BYTES = Response().event_bytes
@@ -33,15 +39,37 @@ class Broken(Journal):
         raise RuntimeError
 
 
+WORD = {
+    "counters": [
+        {
+            "of": "requests",
+            "limit": "x-ratelimit-limit-requests",
+            "remaining": "x-ratelimit-remaining-requests",
+            "reset": "x-ratelimit-reset-requests",
+        }
+    ],
+    "refusals": [
+        {"status": 429, "codes": ["insufficient_quota"], "is": "SpendCap"},
+        {"status": 429, "is": "RateLimited"},
+        {"status": 529, "is": "Overloaded"},
+    ],
+}
+
+
 class Calls:
     """A gate at a moment that does not pass, and the calls it watches."""
 
-    def __init__(self, telemetry: Journal | None = None) -> None:
+    def __init__(
+        self,
+        caps: Mapping[str, int] = MappingProxyType({"tokensPerMinute": 10_000, "maxConcurrent": 10}),
+        telemetry: Journal | None = None,
+        profile: Mapping[str, object] = MappingProxyType({}),
+    ) -> None:
         self.gate = Gate(Engine(telemetry=telemetry), lambda: 0)
-        document = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 10_000, "maxConcurrent": 10})
+        document = limits("openai", "http://127.0.0.1:9", caps, profile={"word": WORD, **profile})
         self.gate.apply(merge(parse(document, "test")), {})
-        self.throttled: list[tuple[str, int]] = []
-        self.watched = WatchedCalls(self.gate, on_throttled=[lambda *told: self.throttled.append(told)])
+        self.refused: list[tuple[str, int, RefusedAs]] = []
+        self.watched = WatchedCalls(self.gate, on_refused=[lambda *told: self.refused.append(told)])
 
     async def admit(self) -> str:
         request = RateLimitRequest()
@@ -50,6 +78,14 @@ class Calls:
             descriptor.entries.add(key=key, value=value)
         response = await RateLimitService(self.gate).should_rate_limit(request)
         return str(response.dynamic_metadata["lease"])
+
+    async def answered(self, message: ProcessingRequest) -> None:
+        """A call whose answer begins like that."""
+        lease = await self.admit()
+        stream = self.watched.open()
+        stream.feed(beginning(lease))
+        stream.feed(message)
+        stream.close()
 
     @property
     def alice(self) -> BucketState:
@@ -214,7 +250,7 @@ async def test_nothing_is_kept_of_a_call_that_is_over() -> None:
 
 
 async def test_a_call_whose_settling_fails_still_frees_its_slot() -> None:
-    calls = Calls(Broken())
+    calls = Calls(telemetry=Broken())
     lease = await calls.admit()
     stream = calls.watched.open()
     stream.feed(beginning(lease))
@@ -223,21 +259,24 @@ async def test_a_call_whose_settling_fails_still_frees_its_slot() -> None:
     assert (calls.alice.in_flight, calls.watched.streams) == (0, {})
 
 
-@pytest.mark.parametrize(
-    ("status", "told"), [(200, []), (429, [("openai", 429)]), (529, [("openai", 529)]), (503, []), (400, [])]
-)
-async def test_an_answer_by_which_the_provider_throttles_is_told(status: int, told: list[tuple[str, int]]) -> None:
-    calls = Calls()
-    lease = await calls.admit()
-    stream = calls.watched.open()
-    stream.feed(beginning(lease))
-    stream.feed(answer("application/json", status))
+RATE_LIMITED = ("openai", 429, RefusedAs.RATE_LIMITED)
+OVERLOADED = ("openai", 529, RefusedAs.OVERLOADED)
 
-    assert calls.throttled == told
+
+@pytest.mark.parametrize(
+    ("status", "told"), [(200, []), (429, [RATE_LIMITED]), (529, [OVERLOADED]), (500, []), (400, [])]
+)
+async def test_an_answer_by_which_the_provider_refuses_is_told(
+    status: int, told: list[tuple[str, int, RefusedAs]]
+) -> None:
+    calls = Calls()
+    await calls.answered(answer("application/json", status))
+
+    assert calls.refused == told
 
 
 @pytest.mark.parametrize("first", ["the stream", "the log"])
-async def test_a_throttled_call_that_is_cut_as_well_is_told_once(first: str) -> None:
+async def test_a_refused_call_that_is_cut_as_well_is_told_once(first: str) -> None:
     calls = Calls()
     lease = await calls.admit()
     stream = calls.watched.open()
@@ -248,4 +287,61 @@ async def test_a_throttled_call_that_is_cut_as_well_is_told_once(first: str) -> 
     stream.cut(lease, 429, 0)
     stream.close()
 
-    assert calls.throttled == [("openai", 429)]
+    assert calls.refused == [RATE_LIMITED]
+
+
+async def test_the_body_of_a_refusal_tells_why_and_its_header_how_long() -> None:
+    calls = Calls()
+    message = answer("application/json", 429)
+    message.response_headers.headers.headers.add(key="retry-after", raw_value=b"7")
+    said = '{"error": {"message": "no money", "code": "insufficient_quota"}}'
+    message.metadata_context.filter_metadata[REFUSAL_NAMESPACE].fields["body"].string_value = said
+    await calls.answered(message)
+
+    assert calls.refused == [("openai", 429, RefusedAs.SPEND_CAP)]
+    (state,) = calls.gate.engine.upstreams(0)
+    assert (state.paused_for, state.key) == (RefusedAs.SPEND_CAP, BucketKey("openai", Scope.PROVIDER, "", ""))
+    assert state.paused == SPEND_PAUSE
+
+
+async def test_what_is_left_of_the_providers_quotas_is_heard() -> None:
+    calls = Calls()
+    message = answer("application/json")
+    for name, value in (("limit", b"100"), ("remaining", b"3"), ("reset", b"6m0s")):
+        message.response_headers.headers.headers.add(key=f"x-ratelimit-{name}-requests", raw_value=value)
+    await calls.answered(message)
+
+    (state,) = calls.gate.engine.upstreams(0)
+    (quota,) = state.quotas
+    assert (quota.of, quota.remaining, quota.limit, quota.reset) == (Amount.REQUESTS, 3, 100, 6 * MINUTE)
+
+
+async def test_an_answer_that_envoy_made_up_is_no_word_of_the_providers() -> None:
+    calls = Calls()
+    message = answer("application/json", 529)
+    attributes = message.attributes["envoy.filters.http.ext_proc"].fields
+    attributes["response.code_details"].string_value = "no_healthy_upstream"
+    await calls.answered(message)
+
+    assert (calls.refused, calls.gate.engine.upstreams(0)) == ([], ())
+
+
+async def test_attempts_that_failed_are_requests_of_their_own() -> None:
+    calls = Calls({"requestsPerMinute": 100})
+    message = answer("application/json")
+    attributes = message.attributes["envoy.filters.http.ext_proc"].fields
+    attributes["upstream.request_attempt_count"].number_value = 3
+    await calls.answered(message)
+
+    assert calls.tokens == 3
+
+
+async def test_attempts_that_failed_cost_tokens_where_the_provider_counts_them() -> None:
+    calls = Calls(profile={"counting": {"failedRequests": "Counted"}})
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.see_attempts(2)
+    stream.close()
+
+    assert calls.tokens == 2 * ESTIMATE

@@ -11,7 +11,7 @@ from sluice.config.types import FailurePolicy, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN
-from sluice_sidecar.identity import LONGEST, fixed_subjects, subject, told_subjects
+from sluice_sidecar.identity import LONGEST, account, fixed_subjects, subject, told_subjects
 
 HEADER = SubjectSource(SubjectKind.HEADER, "x-user-id")
 KEY = SubjectSource(SubjectKind.API_KEY)
@@ -83,3 +83,9 @@ def test_no_key_is_nobody(text: str) -> None:
 def test_other_schemes_and_what_follows_a_key_are_part_of_it() -> None:
     texts = ["sk-123", "Basic sk-123", "Bearer sk-123 x", "Bearer Bearer sk-123", "bearersk-123", "SK-123"]
     assert len({subject(KEY, text) for text in texts}) == len(texts)
+
+
+def test_a_key_that_signs_is_known_by_its_name_whatever_it_signs() -> None:
+    one = "AWS4-HMAC-SHA256 Credential=AKID/20261124/eu-west-1/bedrock/aws4_request, SignedHeaders=host, Signature=aa"
+    other = "AWS4-HMAC-SHA256 Credential=AKID/20261125/eu-west-1/bedrock/aws4_request,SignedHeaders=host,Signature=bb"
+    assert account(one) == account(other) == account("AKID") != account(one.replace("AKID", "OTHER"))

@@ -11,6 +11,7 @@ from sluice.core.keys import Scope
 from sluice.core.limits import SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
+from sluice.core.words import RefusedAs
 from sluice.errors import Problem
 from sluice.usage.commits import FEWEST
 from sluice_sidecar.commits import CommitWatch
@@ -131,11 +132,13 @@ def test_an_expired_permit_is_counted(scraped: Scraped) -> None:
     assert scraped.value("sluice_permits_expired_total", provider="openai") == 1
 
 
-def test_calls_that_the_provider_refused_are_counted_by_provider(scraped: Scraped) -> None:
-    scraped.counts.throttled("openai", 429)
-    scraped.counts.throttled("openai", 529)
+def test_calls_that_the_provider_refused_are_counted_by_provider_and_kind(scraped: Scraped) -> None:
+    scraped.counts.refused_upstream("openai", 429, RefusedAs.RATE_LIMITED)
+    scraped.counts.refused_upstream("openai", 429, RefusedAs.RATE_LIMITED)
+    scraped.counts.refused_upstream("openai", 429, RefusedAs.SPEND_CAP)
 
-    assert scraped.value("sluice_provider_throttled_total", provider="openai") == 2
+    assert scraped.value("sluice_provider_throttled_total", provider="openai", kind="RateLimited") == 2
+    assert scraped.value("sluice_provider_throttled_total", provider="openai", kind="SpendCap") == 1
 
 
 def test_calls_that_nothing_limits_are_counted(scraped: Scraped) -> None:

@@ -13,6 +13,7 @@ from sluice.core.limits import MINUTE, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled
 from sluice.core.rules import Rule, RuleBook
 from sluice.core.telemetry import Fanout
+from sluice.core.words import RefusedAs
 from sluice_sidecar.metrics import EventCounts
 from sluice_sidecar.recent import RecentCounts, Tally
 
@@ -116,13 +117,13 @@ def test_refusals_are_counted_and_those_of_a_shadow_limit_apart(lately: Lately) 
 
 
 def test_the_last_status_that_a_provider_throttled_with_is_remembered(lately: Lately) -> None:
-    for at, status in ((0, 529), (10 * SECOND, 429)):
+    for at, status, kind in ((0, 529, RefusedAs.OVERLOADED), (10 * SECOND, 429, RefusedAs.SPEND_CAP)):
         lately.now = at
-        lately.recent.throttled("openai", status)
+        lately.recent.refused_upstream("openai", status, kind)
     lately.now = 20 * SECOND
     lately.admit()
 
-    assert lately.openai == Tally(admitted=1, throttled=2, last_throttled_status=429)
+    assert lately.openai == Tally(admitted=1, throttled=2, overloaded=1, spend_capped=1, last_throttled_status=429)
 
 
 @pytest.mark.parametrize(("at", "ago"), [(0, 300), (4, 300), (0, 304), (7, 302)])
@@ -150,7 +151,7 @@ def test_an_hour_of_calls_takes_no_more_room_than_five_minutes(lately: Lately) -
 
     before = tallies()
     for lately.now in range(0, 60 * MINUTE, SECOND):
-        lately.recent.throttled("openai", 429)
+        lately.recent.refused_upstream("openai", 429, RefusedAs.RATE_LIMITED)
 
     assert tallies() - before == 61
     assert lately.openai.throttled == 305

@@ -5,13 +5,14 @@ from __future__ import annotations
 import pytest
 
 from helpers.responses import Recorded, recorded
+from sluice.core.words import RefusedAs
 from sluice.errors import InvalidDocument
 from sluice.schema.yamltext import Tree
 from sluice.usage.headers import usage_from_headers
 from sluice.usage.profiles import BUILT_IN, Api, Catalog, Profile
 from sluice.usage.profiles.catalog import BASES, WITHOUT_ADDRESS, built_in
 from sluice.usage.profiles.declaration import SHAPE
-from sluice.usage.profiles.profile import Combine, Counter, Mode, ModelPlace, RefusedAs, Weights
+from sluice.usage.profiles.profile import Combine, Counter, Mode, ModelPlace, Weights
 from sluice.usage.tokens import Usage
 
 PROFILES = [BUILT_IN.profile(name) for name in BUILT_IN.names]

@@ -5,15 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
+from sluice.core.words import Amount, RefusedAs
 from sluice.usage.profiles.profile import (
-    Amount,
     Combine,
     Counting,
     FailedRequests,
     Mode,
     ModelPlace,
     Profile,
-    RefusedAs,
     Shape,
     UsageFields,
     Weights,

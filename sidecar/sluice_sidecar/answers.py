@@ -92,7 +92,11 @@ def retry_after_seconds(refusal: Refusal) -> int | None:
 
 def headers(refusal: Refusal) -> list[tuple[str, str]]:
     """The headers of a refusal. The SDKs of OpenAI and Anthropic heed `retry-after-ms` and `x-should-retry`."""
-    found = [("content-type", "application/json"), ("x-sluice-reason", refusal.reason.value)]
+    found = [
+        ("content-type", "application/json"),
+        ("x-sluice-refused-by", "sluice"),
+        ("x-sluice-reason", refusal.reason.value),
+    ]
     seconds = retry_after_seconds(refusal)
     if seconds is None or refusal.reason is Reason.PROVIDER_SPEND_CAP:
         found.append(("x-should-retry", "false"))

@@ -57,7 +57,7 @@ def subject(source: SubjectSource, text: str) -> str:
 def account(text: str) -> str:
     """The hash of the key in a header or parameter; empty if there is none.
 
-    Amazon's signatures are made anew for every call: of these it is the name of the key that counts.
+    Amazon's signatures are made anew for every call: of these it is the key's name that counts.
     """
     scheme, *rest = text.split(maxsplit=1) or ("",)
     key = "".join(rest).rstrip() if scheme.lower() == "bearer" else text.strip()

@@ -319,6 +319,7 @@ async def test_a_refusal_speaks_the_dialect_of_the_api(provider: str) -> None:
     assert json.loads(refused.raw_body) == DIALECTS[provider]
     assert headers_of(refused) == {
         "content-type": "application/json",
+        "x-sluice-refused-by": "sluice",
         "x-sluice-reason": "WouldExceed",
         "retry-after": "61",
         "retry-after-ms": "61000",
@@ -343,6 +344,7 @@ async def test_a_refusal_that_no_retry_helps_says_so(caps: Mapping[str, Any], me
     assert _message(refused) == message
     assert headers_of(refused) == {
         "content-type": "application/json",
+        "x-sluice-refused-by": "sluice",
         "x-sluice-reason": "OversizedRequest",
         "x-should-retry": "false",
     }
@@ -359,6 +361,7 @@ async def test_a_refusal_for_want_of_a_slot_cannot_know_when_to_retry() -> None:
     )
     assert headers_of(refused) == {
         "content-type": "application/json",
+        "x-sluice-refused-by": "sluice",
         "x-sluice-reason": "NoFreeSlot",
         "retry-after": "1",
     }

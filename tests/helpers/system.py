@@ -24,7 +24,7 @@ from sluice.core.states import BucketState, Snapshot
 from sluice.core.telemetry import Telemetry
 from sluice_sidecar import clock
 from sluice_sidecar.envoy_config import EnvoySettings, TcpAddress, UsageSource, bootstrap
-from sluice_sidecar.extproc import OnUntold
+from sluice_sidecar.extproc import OnRefused, OnUntold
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
 from standin import Recording, StandIn
@@ -104,6 +104,7 @@ async def running_system(
     settings: EngineSettings | None = None,
     telemetry: Telemetry | None = None,
     *,
+    on_refused: Sequence[OnRefused] = (),
     on_untold: Sequence[OnUntold] = (),
     recordings: Mapping[str, Recording] | None = None,
     changed: Callable[[dict[str, Any]], None] = lambda _: None,
@@ -118,7 +119,7 @@ async def running_system(
         gate = Gate(Engine(settings=settings, telemetry=telemetry), clock.now)
         gate.apply(configuration, {})
         gate.start()
-        server = GrpcServer(gate, on_untold=on_untold)
+        server = GrpcServer(gate, on_refused=on_refused, on_untold=on_untold)
         port, socket = free_port(), str(folder / "gate.sock")
         await server.start(socket=socket)
         envoy_settings = EnvoySettings(

@@ -16,7 +16,7 @@ from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from sluice.config.merge import Provider
 from sluice.config.types import SubjectKind
 from sluice.usage.profiles import Api
-from sluice_sidecar.identity import SUBJECT_ENTRIES
+from sluice_sidecar.identity import ACCOUNT_ENTRY, SUBJECT_ENTRIES
 
 KEY_HEADERS: Final[Mapping[Api, tuple[str, ...]]] = {
     Api.OPENAI: ("authorization", "api-key"),
@@ -48,15 +48,25 @@ NOT_ONE_KEY_IN_QUERY: Final = rf".*{_PARAMETER}(?:[^&]*[^&\w.~-]|.*{_PARAMETER})
 
 
 def subject_actions(provider: Provider) -> Iterator[route.RateLimitAction]:
-    """The descriptor's entries that say who calls; one that a call lacks is left out."""
+    """The descriptor's entries that say who calls; one that a call lacks is left out.
+
+    The key is among them even where no limit counts by it: what a provider says of its own limits concerns the one
+    account that the key stands for.
+    """
     for scope, source in provider.subjects.items():
         entry = SUBJECT_ENTRIES[scope]
         if source.kind is SubjectKind.HEADER:
             yield _header_entry(entry, source.value)
         elif source.kind is SubjectKind.API_KEY:
-            yield from (_header_entry(entry, header) for header in KEY_HEADERS[provider.profile.api])
-            if provider.profile.api is Api.GEMINI:
-                yield _parameter_entry(entry, KEY_PARAMETER)
+            yield from _key_entries(entry, provider.profile.api)
+    if not _limits_by_key(provider):
+        yield from _key_entries(ACCOUNT_ENTRY, provider.profile.api)
+
+
+def _key_entries(entry: str, api: Api) -> Iterator[route.RateLimitAction]:
+    yield from (_header_entry(entry, header) for header in KEY_HEADERS[api])
+    if api is Api.GEMINI:
+        yield _parameter_entry(entry, KEY_PARAMETER)
 
 
 def identity_headers(provider: Provider) -> tuple[str, ...]:

@@ -49,6 +49,17 @@ def usage_hider() -> lua.Lua:
     return _script("hide_usage.lua")
 
 
+def refusal_reader() -> lua.Lua:
+    """Shows the gate the body of a provider's refusal."""
+    return _script("read_refusal.lua")
+
+
+def refusals(provider: Provider) -> lua.LuaPerRoute:
+    """The statuses by which this provider refuses a call."""
+    statuses = sorted({sign.status for sign in provider.profile.word.refusals})
+    return lua.LuaPerRoute(filter_context=Struct.from_dict({"statuses": " ".join(map(str, statuses))}))
+
+
 def reading(provider: Provider, shape: Shape) -> lua.LuaPerRoute:
     """What the reader looks for in a call to this API. One text each: the reader remembers what it means."""
     request = shape.request

@@ -1,13 +1,13 @@
 """The filter chain: what Envoy does to every call, in this order.
 
-    read body → admission (fail open, fail closed) → usage stream → read usage → router
+    read body → admission (fail open, fail closed) → usage stream → read usage → read refusal → router
 
 Request filters run left to right, response filters right to left: the usage stream sees what stands on its right.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from datetime import timedelta
 from pathlib import Path
 from typing import Final
@@ -25,16 +25,17 @@ from envoy_data_plane.envoy.type import v3 as types
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
 from envoy_data_plane.google.protobuf import Any
 
-from sluice.config.merge import Configuration
+from sluice.config.merge import Configuration, Provider
 from sluice.config.types import FailurePolicy
 from sluice.core.limits import MILLISECOND
-from sluice.usage.profiles.profile import Response
+from sluice.usage.profiles.profile import Profile, Response
+from sluice.usage.word import headers_of
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
 from sluice_sidecar.envoy_config.messages import opaque, packed
 from sluice_sidecar.envoy_config.upstreams import gate_service
 from sluice_sidecar.envoy_settings import MIB, EnvoySettings
-from sluice_sidecar.protos import LEASE_NAMESPACE, USAGE_NAMESPACE
+from sluice_sidecar.protos import ATTRIBUTES, LEASE_NAMESPACE, REFUSAL_NAMESPACE, USAGE_NAMESPACE
 from sluice_sidecar.settings import UsageSource
 
 DOMAIN: Final = "sluice"
@@ -46,6 +47,7 @@ ADMISSION: Final = {FailurePolicy.ALLOW: "sluice.admission.allow", FailurePolicy
 descriptor to one of them, and the other, which has none, asks nothing."""
 USAGE_STREAM: Final = "sluice.usage_stream"
 READ_USAGE: Final = "sluice.read_usage"
+READ_REFUSAL: Final = "sluice.read_refusal"
 MARGIN: Final = timedelta(seconds=1)
 """What the gate has beyond `maxWait` to answer, and all it has where nothing queues."""
 
@@ -56,13 +58,17 @@ OBSERVED_HEADERS: Final = (
     "content-type",
     "content-encoding",
     "retry-after*",
-    "x-ratelimit-*",
+    "x-ratelimit*",
+    "ratelimit*",
+    "x-tokenlimit-*",
     "anthropic-ratelimit-*",
     "x-should-retry",
     "x-usage-*",
     "x-amzn-bedrock-*",
+    "x-amzn-errortype",
 )
-"""All that the gate needs of the headers: of the request nothing (a key stands there), of the answer these."""
+"""All that the gate needs of the headers: of the request nothing (a key stands there), of the answer these. They cover
+every built-in profile; a profile of one's own that names others has them too, as of Envoy's next start."""
 
 AI_PROTOCOL_MANAGER: Final = "envoy.extensions.filters.http.ai_protocol_manager.v3"
 
@@ -74,9 +80,10 @@ def http_filters(configuration: Configuration, settings: EnvoySettings) -> Itera
     yield _filter(READ_BODY, facts.body_reader())
     for name, config in admission_filters(configuration, settings).items():
         yield _filter(name, config) if settings.xds_folder is None else _followed_filter(name, settings.xds_folder)
-    yield _filter(USAGE_STREAM, _usage_stream(settings))
+    yield _filter(USAGE_STREAM, _usage_stream(configuration, settings))
     if settings.usage is UsageSource.METADATA:
         yield hcm.HttpFilter(name=READ_USAGE, typed_config=_read_usage())
+    yield hcm.HttpFilter(name=READ_REFUSAL, typed_config=packed(facts.refusal_reader()), disabled=True)
     yield _filter("envoy.filters.http.router", router.Router(suppress_envoy_headers=True))
 
 
@@ -122,6 +129,11 @@ def hiding_usage() -> Any:
     return packed(route.FilterConfig(config=packed(lua.LuaPerRoute())))
 
 
+def reading_refusals(provider: Provider) -> Any:
+    """For the routes of a provider that refuses calls."""
+    return packed(route.FilterConfig(config=packed(facts.refusals(provider))))
+
+
 def usage_source(response: Response, settings: EnvoySettings) -> dict[str, Any]:
     """How the usage of a route's answers is found out, where that is not what the chain does by itself."""
     if settings.usage is UsageSource.BODY:
@@ -150,9 +162,27 @@ def _processing_mode(response_body: ext_proc.ProcessingModeBodySendMode) -> ext_
     )
 
 
-def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
+def observed_headers(configuration: Configuration, settings: EnvoySettings) -> tuple[str, ...]:
+    """Names and prefixes of the headers that the gate is shown."""
+    known = (*OBSERVED_HEADERS, *settings.observed_headers)
+    profiles = (provider.profile for provider in configuration.providers.values())
+    return (*known, *sorted({name for each in profiles for name in headers_told(each) if not _covers(known, name)}))
+
+
+def headers_told(profile: Profile) -> Iterator[str]:
+    """The headers in which a provider says something to us."""
+    yield from headers_of(profile.word)
+    for shape in profile.shapes:
+        yield from shape.response.headers.names
+
+
+def _covers(known: Iterable[str], name: str) -> bool:
+    return any(name.startswith(each[:-1]) if each.endswith("*") else name == each for each in known)
+
+
+def _usage_stream(configuration: Configuration, settings: EnvoySettings) -> ext_proc.ExternalProcessor:
     bodies = ext_proc.ProcessingModeBodySendMode
-    headers = [_header_matcher(name) for name in (*OBSERVED_HEADERS, *settings.observed_headers)]
+    headers = [_header_matcher(name) for name in observed_headers(configuration, settings)]
     return ext_proc.ExternalProcessor(
         grpc_service=gate_service(),
         # Envoy tells and never waits: a slow or absent gate cannot hold up or change an answer.
@@ -162,9 +192,10 @@ def _usage_stream(settings: EnvoySettings) -> ext_proc.ExternalProcessor:
         message_timeout=timedelta(seconds=5),
         processing_mode=_processing_mode(bodies.STREAMED if settings.usage is UsageSource.BODY else bodies.NONE),
         forward_rules=ext_proc.HeaderForwardingRules(allowed_headers=matcher.ListStringMatcher(patterns=headers)),
+        response_attributes=list(ATTRIBUTES),
         metadata_options=ext_proc.MetadataOptions(
             forwarding_namespaces=ext_proc.MetadataOptionsMetadataNamespaces(
-                untyped=[LEASE_NAMESPACE],
+                untyped=[LEASE_NAMESPACE, REFUSAL_NAMESPACE],
                 typed=[USAGE_NAMESPACE] if settings.usage is UsageSource.METADATA else [],
             )
         ),

@@ -117,6 +117,8 @@ def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
             admission: packed(descriptor),
             **filters.usage_source(shape.response, served.settings),
         }
+        if served.provider.profile.word.refusals:
+            configs[filters.READ_REFUSAL] = filters.reading_refusals(served.provider)
         if shape.request.stream_usage and served.provider.stream_usage is StreamUsage.INJECT:
             configs[filters.HIDE_USAGE] = filters.hiding_usage()
         elif shape.request.stream_usage and filters.READ_USAGE in configs:

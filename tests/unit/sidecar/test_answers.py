@@ -104,6 +104,7 @@ def test_the_time_to_retry_is_rounded_up(retry_after: int, seconds: str, millise
 def test_where_the_time_to_retry_cannot_be_known_a_second_is_said() -> None:
     assert answers.headers(refusal(reason=Reason.NO_FREE_SLOT, retry_after=None)) == [
         ("content-type", "application/json"),
+        ("x-sluice-refused-by", "sluice"),
         ("x-sluice-reason", "NoFreeSlot"),
         ("retry-after", "1"),
     ]
@@ -115,6 +116,7 @@ def test_where_no_retry_helps_no_time_is_said(api: Api) -> None:
     assert answers.retry_after_seconds(refused) is None
     assert answers.headers(refused) == [
         ("content-type", "application/json"),
+        ("x-sluice-refused-by", "sluice"),
         ("x-sluice-reason", "OversizedRequest"),
         ("x-should-retry", "false"),
     ]
@@ -178,6 +180,7 @@ def test_no_sdk_retries_where_the_money_is_spent() -> None:
     unpaid = Refusal(Reason.PROVIDER_SPEND_CAP, key, Amount.REQUESTS, 0, 0, 1, 300 * SECOND)
     assert dict(answers.headers(unpaid)) == {
         "content-type": "application/json",
+        "x-sluice-refused-by": "sluice",
         "x-sluice-reason": "ProviderSpendCap",
         "x-should-retry": "false",
         "retry-after": "300",

@@ -9,10 +9,12 @@ import pytest
 
 from sluice.core.limits import DAY, HOUR, MAX_COUNT, MILLISECOND, MINUTE, SECOND
 from sluice.core.words import Amount, Feedback, Quota, RefusedAs
+from sluice.usage.profiles import BUILT_IN
 from sluice.usage.profiles.profile import Counter, RefusalSign, Reset, Word
 from sluice.usage.word import (
     LONGEST,
     LONGEST_BODY,
+    Dialect,
     Explanation,
     count,
     duration,
@@ -345,3 +347,92 @@ def test_the_headers_of_a_word_are_known() -> None:
         "x-ratelimit-limit-tokens-minute",
         "x-ratelimit-remaining-tokens-minute",
     )
+
+
+@pytest.mark.parametrize(
+    ("provider", "headers", "told"),
+    [
+        (
+            "groq",
+            {
+                "x-ratelimit-limit-requests": "14400",  # a day's
+                "x-ratelimit-limit-tokens": "18000",
+                "x-ratelimit-remaining-requests": "14370",
+                "x-ratelimit-remaining-tokens": "17997",
+                "x-ratelimit-reset-requests": "2m59.56s",
+                "x-ratelimit-reset-tokens": "7.66s",
+            },
+            [
+                (Amount.REQUESTS, 14370, 14400, 2 * MINUTE + 59560 * MILLISECOND),
+                (Amount.TOKENS, 17997, 18000, 7660 * MILLISECOND),
+            ],
+        ),
+        (
+            "azure",
+            {
+                "x-ratelimit-limit-requests": "10",
+                "x-ratelimit-remaining-requests": "9",
+                "x-ratelimit-reset-requests": "60",
+                "x-ratelimit-limit-tokens": "0",
+                "x-ratelimit-remaining-tokens": "-1",
+                "x-ratelimit-reset-tokens": "0",
+            },
+            [(Amount.REQUESTS, 9, 10, MINUTE)],
+        ),
+        (
+            "mistral",
+            {"x-ratelimit-limit-req-minute": "720", "x-ratelimit-remaining-req-minute": "717"},
+            [(Amount.REQUESTS, 717, 720, MINUTE)],
+        ),
+        (
+            "fireworks",
+            {"x-ratelimit-limit-tokens-generated": "72000", "x-ratelimit-remaining-tokens-generated": "69338"},
+            [(Amount.OUTPUT_TOKENS, 69338, 72000, MINUTE)],
+        ),
+        (
+            "anthropic",
+            {
+                "anthropic-ratelimit-output-tokens-limit": "8000",
+                "anthropic-ratelimit-output-tokens-remaining": "3000",
+                "anthropic-ratelimit-output-tokens-reset": "2026-11-24T12:00:38Z",
+            },
+            [(Amount.OUTPUT_TOKENS, 3000, 8000, 38 * SECOND)],
+        ),
+        ("ollama", {"x-ratelimit-remaining-requests": "1"}, []),
+    ],
+)
+def test_a_built_in_profile_hears_its_provider(
+    provider: str, headers: dict[str, str], told: list[tuple[Amount, int, int, int]]
+) -> None:
+    dialect = Dialect.of(BUILT_IN.profile(provider).word)
+    said = dialect.feedback(200, {name: value.encode() for name, value in headers.items()}, "", WALL)
+    assert [(quota.of, quota.remaining, quota.limit, quota.reset) for quota in said.quotas] == told
+
+
+@pytest.mark.parametrize(
+    ("provider", "status", "body", "kind"),
+    [
+        ("openai", 429, {"error": {"type": "tokens", "code": "rate_limit_exceeded"}}, RefusedAs.RATE_LIMITED),
+        ("openai", 429, {"error": {"type": "insufficient_quota"}}, RefusedAs.SPEND_CAP),
+        ("anthropic", 429, {"error": {"details": {"error_code": "enforced_spend_limit_reached"}}}, RefusedAs.SPEND_CAP),
+        ("anthropic", 529, {"error": {"type": "overloaded_error"}}, RefusedAs.OVERLOADED),
+        ("gemini", 429, {"error": {"status": "RESOURCE_EXHAUSTED"}}, RefusedAs.RATE_LIMITED),
+        ("deepseek", 402, {"error": {"message": "Insufficient Balance"}}, RefusedAs.SPEND_CAP),
+        ("openrouter", 402, {"error": {"code": 402}}, None),  # one call's cap, and not the account
+        ("openai", 500, {"error": {"type": "server_error"}}, None),
+    ],
+)
+def test_a_built_in_profile_tells_refusals_apart(
+    provider: str, status: int, body: object, kind: RefusedAs | None
+) -> None:
+    said = Dialect.of(BUILT_IN.profile(provider).word).feedback(status, {}, json.dumps(body), WALL)
+    assert said.refused_as is kind
+
+
+def test_a_profile_that_says_nothing_knows_the_usual_refusals() -> None:
+    dialect = Dialect.of(Word())
+    assert [dialect.feedback(status, {}, "", WALL).refused_as for status in (429, 529, 503)] == [
+        RefusedAs.RATE_LIMITED,
+        RefusedAs.OVERLOADED,
+        None,
+    ]

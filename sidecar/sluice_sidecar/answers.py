@@ -69,15 +69,16 @@ def message(refusal: Refusal) -> str:
 def _providers_word(refusal: Refusal) -> str:
     """The same where it was no limit of ours."""
     provider, what = refusal.key.provider, ""
+    of_model = " for this model" if refusal.key.models else ""
     if refusal.reason is Reason.PROVIDER_SPEND_CAP:
         what = "no more may be spent on this key, or nothing is left: somebody has to see to it there"
     elif refusal.reason is Reason.PROVIDER_OVERLOADED:
         what = "it is overloaded"
     elif refusal.reason is Reason.PROVIDER_LIMIT and refusal.limit:
         unit = _unit(refusal.cap) or "requests"
-        what = f"its limit of {unit}{f' for {refusal.key.models}' if refusal.key.models else ''} is reached"
+        what = f"its limit of {unit}{of_model} is reached"
     elif refusal.reason is Reason.PROVIDER_LIMIT:
-        what = f"its limit{f' for {refusal.key.models}' if refusal.key.models else ''} is reached"
+        what = f"its limit{of_model} is reached"
     else:
         return f"Too many calls wait until {provider} takes more of them. {_retry(refusal)}"
     return f"{provider} itself said that {what}. {_retry(refusal)}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, Final
@@ -31,7 +32,7 @@ def _account(state: UpstreamState) -> dict[str, Json]:
     return {
         "provider": state.key.provider,
         "account": state.key.subject,
-        **({"model": state.key.models} if state.key.models else {}),
+        **({"model": known_as(state.key.models)} if state.key.models else {}),
         "heardSecondsAgo": round(state.heard / SECOND, 3),
         **({"pausedSeconds": round(state.paused / SECOND, 3)} if state.paused else {}),
         **({"lastRefusal": str(state.paused_for)} if state.paused_for else {}),
@@ -53,9 +54,7 @@ def lines(accounts: Iterable[Mapping[str, Json]]) -> Iterator[str]:
     """A line for each account that is not asked now."""
     for account in accounts:
         if "pausedSeconds" in account:
-            whose = " ".join(
-                _printable(account[name]) for name in ("provider", "account", "model") if account.get(name)
-            )
+            whose = " ".join(account[name] for name in ("provider", "account", "model") if account.get(name))
             yield f"{whose}: not asked for {account['pausedSeconds']:.0f} s, for it said {account['lastRefusal']}"
 
 
@@ -70,6 +69,6 @@ def paused(states: Iterable[UpstreamState]) -> Metric:
     return family
 
 
-def _printable(text: str) -> str:
-    """A model is what a caller sent: nothing in it may move the reader's terminal."""
-    return "".join(c if c.isprintable() else "?" for c in text)
+def known_as(model: str) -> str:
+    """A model's name stands in the body of a request, of which nothing is shown: the hash of it."""
+    return "sha256-" + hashlib.sha256(model.encode("utf-8", "surrogatepass")).hexdigest()[:12]

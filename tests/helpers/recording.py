@@ -151,7 +151,7 @@ class RecordingProvider:
 
     async def handle(self, request: web.BaseRequest) -> web.StreamResponse:
         body = await request.content.read()
-        headers = [(key.decode(), value.decode()) for key, value in request.raw_headers]
+        headers = [(key.decode(), value.decode(errors="replace")) for key, value in request.raw_headers]
         self.received.append(Received(request.method, request.raw_path, headers, body))
         return await self.answer(request)
 

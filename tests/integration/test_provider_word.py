@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from helpers.envoy import free_port
-from helpers.recording import RecordingProvider, providing
+from helpers.recording import RecordingProvider, post, providing, send
 from helpers.system import System, limits, running_system
 from sluice.core.limits import Cap
 from sluice.core.words import RefusedAs
@@ -119,7 +119,7 @@ async def test_a_429_of_theirs_and_a_429_of_ours_are_told_apart(usage: UsageSour
         assert "x-sluice-reason" not in theirs.headers
         assert (ours.status, ours.headers["x-sluice-refused-by"]) == (429, "sluice")
         assert ours.headers["x-sluice-reason"] == "ProviderLimit"
-        assert ours.message == "openai itself said that its limit for m is reached. Retry in 7 s."
+        assert ours.message == "openai itself said that its limit for this model is reached. Retry in 7 s."
         assert ours.headers["retry-after"] == "7"
         assert len(scene.provider.received) == 1
         assert scene.refused == [("openai", 429, RefusedAs.RATE_LIMITED)]
@@ -223,7 +223,8 @@ async def test_what_remains_is_what_passes() -> None:
         scene.provider.answer = RecordingProvider.ok  # it says no more
         answers = [await scene.call() for _ in range(3)]
         assert [answer.status for answer in answers] == [200, 200, 429]
-        assert answers[-1].message.startswith("openai itself said that its limit of requests for m is reached.")
+        said = "openai itself said that its limit of requests for this model is reached."
+        assert answers[-1].message.startswith(said)
         assert "x-sluice-refused-by" not in answers[0].headers
 
 
@@ -285,3 +286,20 @@ def _retrying(node: Any) -> None:
             node["route"]["retryPolicy"] = {"retryOn": "5xx", "numRetries": 5}
     for each in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
         _retrying(each)
+
+
+@pytest.mark.parametrize("key", ["\xff\xfe", "Bearer \xc3(", "", "a" * 8000])
+async def test_no_key_however_odd_leads_past_our_limits(key: str) -> None:
+    async with running(requestsPerMinute=1) as scene:
+        port = int(scene.system.url.rpartition(":")[2])
+        asked = post(CHAT, b"{}", "x-user-id: alice", f"authorization: {key}")
+        _, second = await send(port, asked), await send(port, asked)
+        assert second.headers["x-sluice-reason"] == "WouldExceed"
+
+
+async def test_a_caller_gains_nothing_by_bringing_a_second_key() -> None:
+    async with running() as scene:
+        scene.provider.answer = saying(429, retry_after="60")
+        await scene.call(**{"api-key": "sk-2"})
+        await scene.heard()
+        assert (await scene.call(**{"api-key": "sk-3"})).headers["x-sluice-refused-by"] == "sluice"

@@ -55,6 +55,8 @@ class Reason(StrEnum):
     STORE_AWAY = "StoreAway"
 
     THROTTLED = "Throttled"
+    OVERLOADED = "Overloaded"
+    SPEND_CAP_REACHED = "SpendCapReached"
     NOT_THROTTLED = "NotThrottled"
 
     NO_REPORTS = "NoReports"

@@ -56,8 +56,19 @@ def _throttled(recent: Recent) -> Condition:
     if not recent.throttled:
         message = "The provider has refused no call for its own limits in the last 5 minutes."
         return condition(Kind.PROVIDER_THROTTLED, holds=False, reason=Reason.NOT_THROTTLED, message=message)
-    message = (
-        "The provider itself answered 429 or 529 in the last 5 minutes: what these limits let through is more than it "
-        "takes. Lower them, or ask it for more."
-    )
-    return condition(Kind.PROVIDER_THROTTLED, holds=True, reason=Reason.THROTTLED, message=message)
+    if recent.spend_capped:
+        reason = Reason.SPEND_CAP_REACHED
+        message = (
+            "The provider itself said in the last 5 minutes that no more may be spent: pay, or raise the cap there. "
+            "The gates ask it again every few minutes."
+        )
+    elif recent.throttled > recent.overloaded:
+        reason = Reason.THROTTLED
+        message = (
+            "The provider itself said in the last 5 minutes that its limits are reached: what these limits let through "
+            "is more than it takes. Lower them, or ask it for more."
+        )
+    else:
+        reason = Reason.OVERLOADED
+        message = "The provider itself said in the last 5 minutes that it is overloaded: no limit can help."
+    return condition(Kind.PROVIDER_THROTTLED, holds=True, reason=reason, message=message)

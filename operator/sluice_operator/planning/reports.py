@@ -72,7 +72,7 @@ class Recent:
     committed: int = 0
     estimated: int = 0
     throttled: int = 0
-    """Answers of 429 and 529."""
+    """Refused by the provider itself."""
     last_throttled_status: int = 0
     """0 if there was none."""
     committed_tokens: int = 0
@@ -84,6 +84,10 @@ class Recent:
     """Admitted, and nobody spoke for the permit."""
     untold: int = 0
     """Answered whole, and the usage that should have been told was not."""
+    overloaded: int = 0
+    """Of the throttled: because it had too much to do."""
+    spend_capped: int = 0
+    """And because no more may be spent."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,6 +166,8 @@ _RECENT: Final = {
     "expired": "expired",
     "untold": "untold",
     "throttled": "throttled",
+    "overloaded": "overloaded",
+    "spendCapped": "spend_capped",
     "lastThrottledStatus": "last_throttled_status",
     "committedTokens": "committed_tokens",
     "estimateErrorTokens": "estimate_error_tokens",

@@ -31,16 +31,18 @@ _WARNINGS: Final = frozenset(
         Reason.COMMITS_MISSING,
         Reason.STORE_AWAY,
         Reason.THROTTLED,
+        Reason.OVERLOADED,
+        Reason.SPEND_CAP_REACHED,
     }
 )
 _NEWS: Final = frozenset({Reason.ACCEPTED, Reason.PROGRAMMED})
 """Told whenever it comes to be so."""
 _RELIEF: Final = {
-    Reason.COMMITTED: Reason.COMMITS_MISSING,
-    Reason.STORE_HEALTHY: Reason.STORE_AWAY,
-    Reason.NOT_THROTTLED: Reason.THROTTLED,
+    Reason.COMMITTED: (Reason.COMMITS_MISSING,),
+    Reason.STORE_HEALTHY: (Reason.STORE_AWAY,),
+    Reason.NOT_THROTTLED: (Reason.THROTTLED, Reason.OVERLOADED, Reason.SPEND_CAP_REACHED),
 }
-"""Told only after the other: the usual state needs no event. `Pending` is usual too, whenever a gate starts."""
+"""Told only after one of the others: the usual state needs no event. `Pending` is usual too, whenever a gate starts."""
 _TOLD: Final = (
     Kind.ACCEPTED,
     Kind.PROGRAMMED,
@@ -60,7 +62,7 @@ def transitions(old: Mapping[str, Any], new: Mapping[str, Any]) -> Iterator[Told
             message = after[kind]["message"]
             if becomes in _WARNINGS:
                 yield Told("Warning", becomes, message)
-            elif becomes in _NEWS or (becomes in _RELIEF and _RELIEF[Reason(becomes)] == was):
+            elif becomes in _NEWS or (becomes in _RELIEF and was in _RELIEF[Reason(becomes)]):
                 yield Told("Normal", becomes, message)
     yield from _pressed(old.get("pressure"), new.get("pressure", ()))
 

@@ -177,7 +177,12 @@ def shown_usage(document: ProviderLimits, buckets: Sequence[Bucket], recent: Rec
 
 def shown_provider(recent: Recent) -> dict[str, Any]:
     """`status.provider`: what the provider itself refused."""
-    return {"throttled": _shown(recent.throttled), "lastStatus": min(recent.last_throttled_status, 599)}
+    return {
+        "throttled": _shown(recent.throttled),
+        **({"overloaded": _shown(recent.overloaded)} if recent.overloaded else {}),
+        **({"spendCapped": _shown(recent.spend_capped)} if recent.spend_capped else {}),
+        "lastStatus": min(recent.last_throttled_status, 599),
+    }
 
 
 def hottest(document: ProviderLimits, buckets: Sequence[Bucket]) -> list[dict[str, Any]]:

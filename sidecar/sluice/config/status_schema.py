@@ -148,9 +148,11 @@ STATUS: Final = _object(
             },
         ),
         "provider": _object(
-            "How the provider has answered. Absent if it has throttled nobody in the last 5 minutes.",
+            "How the provider has answered. Absent if it has refused nobody in the last 5 minutes.",
             {
-                "throttled": _count("Answers of the last 5 minutes that said: slow down."),
+                "throttled": _count("Calls of the last 5 minutes that it refused itself."),
+                "overloaded": _count("Of these: because it had too much to do. Absent if there are none."),
+                "spendCapped": _count("And because no more may be spent. Absent if there are none."),
                 "lastStatus": _count("The HTTP status of the last of them."),
             },
         ),

@@ -82,7 +82,8 @@ class Permit:
 
     @property
     def keys(self) -> tuple[BucketKey, ...]:
-        return tuple(bucket.key for bucket in self.buckets)
+        """The buckets of limits that it touches; those of the provider's own word name what a caller sent."""
+        return tuple(bucket.key for bucket in self.buckets if bucket.key.scope is not Scope.PROVIDER)
 
     @property
     def charge(self) -> Charge:

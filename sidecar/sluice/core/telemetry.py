@@ -6,6 +6,7 @@ import logging
 from typing import Protocol
 
 from sluice.core.decisions import Refusal
+from sluice.core.keys import BucketKey, Scope
 from sluice.core.permits import Call, Permit
 
 logger = logging.getLogger("sluice")
@@ -53,7 +54,7 @@ class DebugLog:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug(
                 "reject key=%s estimate=%d reason=%s cap=%s waited=%dns",
-                refusal.key, call.demand.tokens, refusal.reason, refusal.cap, waited,
+                _shown(refusal.key), call.demand.tokens, refusal.reason, refusal.cap, waited,
             )  # fmt: skip
 
     def would_reject(self, call: Call, refusal: Refusal) -> None:
@@ -70,6 +71,11 @@ class DebugLog:
     def expired(self, permit: Permit) -> None:
         if logger.isEnabledFor(logging.DEBUG):
             logger.debug("expire %s keys=%s estimate=%d", permit.lease, permit.keys, permit.estimate)
+
+
+def _shown(key: BucketKey) -> BucketKey:
+    """A key without what a caller's body said: of the provider's own word, the model."""
+    return key._replace(models="") if key.scope is Scope.PROVIDER else key
 
 
 class Fanout:

@@ -7,12 +7,15 @@ import logging
 import pytest
 
 from helpers.ledger import PROVIDER, Event, Gate, admitted, org, refused, user
-from sluice.core.buckets import Charge
+from sluice.core.buckets import Charge, Demand
+from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import MINUTE, SECOND, Limits, Mode
-from sluice.core.permits import Settled
+from sluice.core.permits import Call, Settled
 from sluice.core.rules import RuleBook
+from sluice.core.telemetry import DebugLog
+from sluice.core.words import Amount
 
 ALICE = BucketKey(PROVIDER, Scope.USER, "alice")
 ACME = BucketKey(PROVIDER, Scope.ORG, "acme")
@@ -123,3 +126,12 @@ def test_above_debug_nothing_is_logged(caplog: pytest.LogCaptureFixture) -> None
         gate.admit(0).release(0)
         gate.refuse(0, tokens=101)
     assert caplog.records == []
+
+
+def test_the_log_does_not_say_which_model_a_refused_caller_named(caplog: pytest.LogCaptureFixture) -> None:
+    key = BucketKey("openai", Scope.PROVIDER, "key-1", "my secret")
+    refusal = Refusal(Reason.PROVIDER_LIMIT, key, Amount.REQUESTS, 0, 0, 1, SECOND)
+    with caplog.at_level("DEBUG", "sluice"):
+        DebugLog().rejected(Call((), Demand(1, 1, 0)), refusal, 0)
+    assert "ProviderLimit" in caplog.text
+    assert "my secret" not in caplog.text

@@ -163,16 +163,16 @@ def test_a_refusal_for_the_providers_own_word_says_whose_word_it_is() -> None:
         )
     }
     assert told == {
-        Reason.PROVIDER_LIMIT: "openai itself said that its limit of requests for gpt-5 is reached. Retry in 7 s.",
+        Reason.PROVIDER_LIMIT: "openai itself said that its limit of requests for this model is reached. Retry in 7 s.",
         Reason.PROVIDER_OVERLOADED: "openai itself said that it is overloaded. Retry in 2 s.",
         Reason.PROVIDER_SPEND_CAP: "openai itself said that no more may be spent on this key, or nothing is left: "
         "somebody has to see to it there. Retry in 300 s.",
         Reason.QUEUE_FULL: "Too many calls wait until openai takes more of them. Retry when one of them has ended.",
     }
     paused = Refusal(Reason.PROVIDER_LIMIT, key, Amount.REQUESTS, 0, 0, 1, 7 * SECOND)
-    assert answers.message(paused) == "openai itself said that its limit for gpt-5 is reached. Retry in 7 s."
+    assert answers.message(paused) == "openai itself said that its limit for this model is reached. Retry in 7 s."
     tokens = Refusal(Reason.PROVIDER_LIMIT, key, Amount.INPUT_TOKENS, 100, 90, 20, 7 * SECOND)
-    assert "its limit of input tokens for gpt-5 is reached" in answers.message(tokens)
+    assert "its limit of input tokens for this model is reached" in answers.message(tokens)
 
 
 def test_no_sdk_retries_where_the_money_is_spent() -> None:

@@ -35,7 +35,7 @@ def test_an_account_is_shown_with_its_quotas_and_its_pause_the_longest_pause_fir
             {
                 "provider": "openai",
                 "account": "key-1",
-                "model": "gpt-5",
+                "model": upstream_status.known_as("gpt-5"),
                 "heardSecondsAgo": 2.0,
                 "quotas": [{"of": "requests", "remaining": 3, "limit": 60, "resetSeconds": 57.0}],
                 "queued": 0,
@@ -53,10 +53,14 @@ def test_one_provider_can_be_asked_for_and_many_accounts_are_cut_off() -> None:
     assert (len(told["upstreams"]), told["upstreamsOmitted"]) == (upstream_status.MOST, 3)
 
 
-def test_the_table_has_a_line_for_a_pause_and_nothing_that_moves_a_terminal() -> None:
-    hostile = replace(PAUSED, key=PAUSED.key._replace(models="gpt\x1b[2J"))
-    accounts = upstream_status.document([QUIET, hostile])["upstreams"]
-    assert list(upstream_status.lines(accounts)) == ["openai key-2 gpt?[2J: not asked for 250 s, for it said SpendCap"]
+def test_the_table_has_a_line_for_a_pause_and_nothing_that_a_caller_sent() -> None:
+    model = "gpt\x1b[2J"
+    accounts = upstream_status.document([QUIET, replace(PAUSED, key=PAUSED.key._replace(models=model))])["upstreams"]
+    known_as = upstream_status.known_as(model)
+    assert list(upstream_status.lines(accounts)) == [
+        f"openai key-2 {known_as}: not asked for 250 s, for it said SpendCap"
+    ]
+    assert known_as.removeprefix("sha256-").isalnum()
 
 
 def test_pauses_are_counted_by_provider_and_kind() -> None:

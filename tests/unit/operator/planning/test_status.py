@@ -332,6 +332,35 @@ def test_commits_are_healthy_unless_most_of_twenty_calls_are_never_told(
     assert namespace.verdict("openai", "CommitsHealthy") == verdict
 
 
+@pytest.mark.parametrize(
+    ("recent", "verdict", "shown_as"),
+    [
+        (Recent(throttled=3), ("True", "Throttled"), {"throttled": 3, "lastStatus": 0}),
+        (Recent(throttled=3, overloaded=2), ("True", "Throttled"), {"throttled": 3, "overloaded": 2, "lastStatus": 0}),
+        (
+            Recent(throttled=2, overloaded=2, last_throttled_status=529),
+            ("True", "Overloaded"),
+            {"throttled": 2, "overloaded": 2, "lastStatus": 529},
+        ),
+        (
+            Recent(throttled=9, overloaded=2, spend_capped=1),
+            ("True", "SpendCapReached"),
+            {"throttled": 9, "overloaded": 2, "spendCapped": 1, "lastStatus": 0},
+        ),
+    ],
+)
+def test_why_a_provider_refuses_is_told_apart(
+    recent: Recent, verdict: tuple[str, str], shown_as: dict[str, int]
+) -> None:
+    namespace = Namespace(limits_object("openai", entry()), gates=["gate-a"])
+    namespace.round()
+    namespace.answer("gate-a", recent={"openai": recent})
+    namespace.round()
+
+    assert namespace.verdict("openai", "ProviderThrottled") == verdict
+    assert namespace.objects["openai"]["status"]["provider"] == shown_as
+
+
 def test_trouble_and_its_end_are_told_and_good_health_is_not() -> None:
     namespace = Namespace(limits_object("openai", entry()), gates=["gate-a", "gate-b"])
     namespace.round()

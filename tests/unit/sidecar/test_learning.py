@@ -136,7 +136,7 @@ async def test_calls_under_other_entries_learn_apart_and_other_limits_change_not
 
 @pytest.mark.parametrize(
     "ending",
-    [{"status": 500}, {"status": 429}, {"status": 302}, {"whole": False}, {"used": (None, None)}],
+    [{"status": 500}, {"status": 400}, {"status": 302}, {"whole": False}, {"used": (None, None)}],
     ids=lambda ending: "-".join(f"{name} {value}" for name, value in ending.items()),
 )
 async def test_a_call_that_failed_or_told_its_usage_in_part_teaches_nothing(ending: Mapping[str, Any]) -> None:

@@ -337,7 +337,7 @@ async def test_attempts_that_failed_are_requests_of_their_own() -> None:
 
 
 async def test_attempts_that_failed_cost_tokens_where_the_provider_counts_them() -> None:
-    charged = {}
+    charged, reserved = {}, 0
     for attempts in (1, 3):
         calls = Calls(profile={"counting": {"failedRequests": "Counted"}})
         lease = await calls.admit()

@@ -8,6 +8,7 @@ from bench.bodies import curve
 from helpers.bodies import BODIES, MB, Body
 
 
+@pytest.mark.timeout(180)  # seventeen seconds of a core for the slowest, which others may want as well
 @pytest.mark.parametrize("body", BODIES, ids=[body.name for body in BODIES])
 def test_a_long_body_is_read_in_linear_time_and_constant_memory(body: Body) -> None:
     readings = list(curve(body))

@@ -52,7 +52,7 @@ class Ways:
 
     def new_in(self, run: Callable[[], object]) -> bool:
         """Run it, and say whether it went a way that was not known."""
-        self._found, before = False, sys.gettrace()
+        self._found, self._last, before = False, 0, sys.gettrace()
         sys.settrace(self._enter)
         try:
             run()
@@ -153,55 +153,62 @@ def fuzz(
     *,
     traced: Check | None = None,
     repair: Callable[[bytes], bytes] | None = None,
+    folder: Path = FOLDER,
+    seconds: float = SECONDS,
+    seed: int = SEED,
 ) -> None:
     """Try the corpus of that name, the seeds, and what can be made of them, until the time is over.
+
+    Raises `AssertionError` for the first input that fails `check`, which is shortened and kept in a file.
 
     `traced` does of `check` what is enough to see the ways that an input takes. `repair` makes of a mutated input
     one that is sound where chance would never make it so (checksums); it is used half of the time.
     """
-    folder = FOLDER / "corpus" / name
+    corpus = folder / "corpus" / name
     single = os.environ.get("SLUICE_FUZZ_INPUT")
     if single:
         check(Path(single).read_bytes())
         return
-    random, ways, kept = Random(SEED), Ways(), [b""]
+    random, ways, kept = Random(seed), Ways(), [b""]
     mutator = Mutator(random, words)
     began, runs = time.monotonic(), 0
-    for data in [*(file.read_bytes() for file in sorted(folder.glob("[!.]*"))), *seeds]:
-        _try(name, check, data, runs)
-        ways.new_in(lambda data=data: (traced or check)(data))  # type: ignore[misc]
-        kept.append(data)
+
+    def attempt(data: bytes) -> bool:
+        nonlocal runs
         runs += 1
-    while time.monotonic() - began < SECONDS:
+        try:
+            _check(check, data)
+        except BaseException as error:  # of these, the time limit of a test: it may be that the input has no end
+            data = _shortened(check, data, type(error)) if isinstance(error, Exception) else data
+            file = folder / "crashes" / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
+            file.parent.mkdir(exist_ok=True)
+            file.write_bytes(data)
+            raise AssertionError(
+                f"{name}: {error!r}, input {runs} with seed {seed}. The input, {len(data)} bytes, is in {file}.\n"
+                f'Once more: SLUICE_FUZZ_INPUT={file} make test-fuzz ARGS="-k {name}"\n'
+                f"When it is mended, move the file to {corpus}."
+            ) from error
+        return ways.new_in(lambda: (traced or check)(data))
+
+    for data in [*(file.read_bytes() for file in sorted(corpus.glob("[!.]*"))), *seeds]:
+        attempt(data)
+        kept.append(data)
+    while time.monotonic() - began < seconds:
         data = mutator.mutated(random.choice(kept), random.choice(kept))
         if repair is not None and random.random() < 0.5:
             data = repair(data)
-        _try(name, check, data, runs)
-        if ways.new_in(lambda data=data: (traced or check)(data)):  # type: ignore[misc]
+        if attempt(data):
             kept.append(data)
             if "SLUICE_FUZZ_GROW" in os.environ:
-                folder.mkdir(parents=True, exist_ok=True)
-                (folder / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
-        runs += 1
-    print(f"{name}: {runs} inputs, {len(kept)} kept, {len(ways.known)} ways, seed {SEED}")  # noqa: T201 - for `pytest -s`
+                corpus.mkdir(parents=True, exist_ok=True)
+                (corpus / hashlib.sha256(data).hexdigest()[:12]).write_bytes(data)
+    print(f"{name}: {runs} inputs, {len(kept)} kept, {len(ways.known)} ways, seed {seed}")  # noqa: T201 - for `pytest -s`
 
 
-def _try(name: str, check: Check, data: bytes, runs: int) -> None:
+def _check(check: Check, data: bytes) -> None:
     began = time.process_time()
-    try:
-        check(data)
-        assert time.process_time() - began < SLOW, "it took too long"
-    except BaseException as error:  # of these, the time limit of a test: it may be that the input has no end
-        if isinstance(error, Exception):
-            data = _shortened(check, data, type(error))
-        file = FOLDER / "crashes" / f"{name}-{hashlib.sha256(data).hexdigest()[:12]}"
-        file.parent.mkdir(exist_ok=True)
-        file.write_bytes(data)
-        raise AssertionError(
-            f"{name}: {error!r}, input {runs} with seed {SEED}. The input, {len(data)} bytes, is in {file}.\n"
-            f'Once more: SLUICE_FUZZ_INPUT={file} make test-fuzz ARGS="-k {name}"\n'
-            f"When it is mended, move the file to {FOLDER / 'corpus' / name}."
-        ) from error
+    check(data)
+    assert time.process_time() - began < SLOW, "it took too long"
 
 
 def _shortened(check: Check, data: bytes, kind: type[Exception]) -> bytes:

@@ -25,11 +25,11 @@ from helpers.channel import (
     token_usage,
     unreached_call,
 )
-from helpers.system import SUM, limits
+from helpers.system import limits
 from sluice.core.engine import EngineSettings
 from sluice.core.limits import MINUTE
 
-LIMITS = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 1_000_000, "maxConcurrent": 600}, profile=SUM)
+LIMITS = limits("openai", "http://127.0.0.1:9", {"tokensPerMinute": 1_000_000, "maxConcurrent": 600})
 ASKED = {"user": "alice", "bytes": "400", "max_tokens": "50"}
 INPUT, RESERVED = 100, 100
 USAGE = token_usage(input_tokens=30, output_tokens=12)

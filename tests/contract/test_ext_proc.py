@@ -30,12 +30,12 @@ from helpers.channel import (
     settled,
     token_usage,
 )
-from helpers.system import SUM, limits
+from helpers.system import limits
 from sluice.core.engine import EngineSettings
 from sluice.core.limits import SECOND
 
 CAPS = {"requestsPerMinute": 1000, "tokensPerMinute": 1_000_000, "maxConcurrent": 600}
-LIMITS = limits("openai", "http://127.0.0.1:9", CAPS, profile=SUM)
+LIMITS = limits("openai", "http://127.0.0.1:9", CAPS)
 ESTIMATE = 100 + 50
 RESERVED = 100  # of input and output the larger, as OpenAI does
 ASKED = {"user": "alice", "bytes": "400", "max_tokens": "50"}
@@ -110,7 +110,7 @@ async def test_input_and_output_are_charged_apart(
     headers: Mapping[str, str], usage: bytes | None, parts: tuple[int, int]
 ) -> None:
     caps = CAPS | {"inputTokensPerMinute": 1_000_000, "outputTokensPerHour": 1_000_000}
-    async with serving(limits("openai", "http://127.0.0.1:9", caps, profile=SUM)) as served:
+    async with serving(limits("openai", "http://127.0.0.1:9", caps)) as served:
         await call(served, response_headers(headers), response_trailers(usage))
         used = served.used("alice")
     assert (used["inputTokensPerMinute"], used["outputTokensPerHour"]) == parts

@@ -27,7 +27,7 @@ from helpers.channel import (
     request_headers,
     serving,
 )
-from helpers.system import SUM, limits
+from helpers.system import limits
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import Scope
 
@@ -42,7 +42,7 @@ def frozen() -> int:
 
 
 def document(*entries: Mapping[str, Any], provider: str = "openai", **spec: Any) -> str:
-    return limits(provider, UPSTREAM, *entries, **{"profile": SUM, **spec})
+    return limits(provider, UPSTREAM, *entries, **spec)
 
 
 async def refusal(served: Served, *asked: Any, hits: int = 0) -> rls.RateLimitResponse:

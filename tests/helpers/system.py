@@ -76,10 +76,6 @@ class System:
         await self.until(lambda: self.snapshot().in_flight == 0)
 
 
-SUM = {"counting": {"mode": "Declared", "combine": "Sum"}}
-"""A profile that reserves input and output added up, as they are counted in the end."""
-
-
 def limits(provider: str, upstream: str, *entries: Mapping[str, Any], **spec: Any) -> str:
     """A limits document. Entries read the subject from `x-user-id` unless they say otherwise."""
     default = {"scope": "User", "subject": {"header": "x-user-id"}}

@@ -89,11 +89,13 @@ async def test_answers_by_which_the_provider_throttles_are_counted_once_and_refu
     file = tmp_path / "limits.yaml"
     file.write_text(limits("openai", provider.url, {"requestsPerMinute": 3}))
     async with running(*with_envoy(file, "--usage-source", source)) as program:
-        answers = [(await call(program, status=status))[0] for status in (429, 529, 500, 200)]
+        # Each a model of its own: a refusal holds up the calls that would meet it again.
+        bodies = [({**BODY, "model": f"m{status}"}, status) for status in (429, 503, 500, 200)]
+        answers = [(await call(program, body=body, status=status))[0] for body, status in bodies]
         told = await program.until(lambda told: told["totals"]["refunded"] == 3)
         _, metrics = await program.get("/metrics")
 
-    assert answers == [429, 529, 500, 429]
+    assert answers == [429, 503, 500, 429]
     assert told["recent"] == {
         "seconds": 300,
         "providers": {
@@ -105,8 +107,10 @@ async def test_answers_by_which_the_provider_throttles_are_counted_once_and_refu
                 "estimated": 0,
                 "refunded": 3,
                 "expired": 0,
+                "untold": 0,
                 "throttled": 2,
-                "lastThrottledStatus": 529,
+                "overloaded": 1,
+                "lastThrottledStatus": 503,
                 "committedTokens": 0,
                 "estimateErrorTokens": 0,
                 "underestimated": 0,

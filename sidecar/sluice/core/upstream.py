@@ -52,6 +52,8 @@ LONGEST_OVERLOAD: Final = 30 * SECOND
 OVERLOADS: Final = 5
 """In a row, without a call that was served between them."""
 SPEND_PAUSE: Final = 5 * MINUTE
+NEWS: Final = SECOND
+"""A pause that is longer by less is no news to those who wait: they see it when they are looked at next."""
 MOST: Final = 10_000
 SWEEP: Final = 100
 """Buckets looked at for idleness each time the engine is told of time."""
@@ -163,7 +165,7 @@ class Upstream(Bucket):
     # -- what is heard -------------------------------------------------------------------------------------------
 
     def hear(self, feedback: Feedback, admitted_at: int, mark: Demand, now: int) -> bool:
-        """Take what came with the answer to a call. True if a pause has begun or become longer.
+        """Take what came with the answer to a call. True if there is a pause now of which those who wait must hear.
 
         `mark` is what this bucket had taken when the call was admitted, the call included.
         """
@@ -196,10 +198,11 @@ class Upstream(Bucket):
         return self._pause(kind, now, self._backoff)
 
     def _pause(self, kind: RefusedAs, now: int, length: int) -> bool:
-        if now + length <= self.paused_until:
+        gained = now + length - max(self.paused_until, now)
+        if gained <= 0:
             return False
         self.paused_until, self.paused_for, self._paused_at = now + length, kind, now
-        return True
+        return gained >= NEWS
 
     # -- admission -----------------------------------------------------------------------------------------------
 
@@ -293,7 +296,7 @@ class Upstreams:
         """Take what came with the answer to a call.
 
         Returns the bucket that it concerns, None if nothing has to be known of it; whether that bucket is new; and
-        whether a pause has begun or become longer.
+        whether there is a pause now of which those who wait must hear.
         """
         key = permit.call.upstream
         if key is None:

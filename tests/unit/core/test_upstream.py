@@ -399,3 +399,17 @@ def test_who_speaks_of_nothing_costs_nothing() -> None:
     gate.told(0, SERVED)
     gate.told(0, left(99))
     assert gate.engine.upstreams(0) == ()
+
+
+def test_in_a_burst_of_refusals_those_who_wait_are_not_looked_at_for_each() -> None:
+    gate = Gate(Limits(max_concurrent=100, max_wait=20 * SECOND))
+    burst = [gate.admit(0) for _ in range(100)]
+    waiters = [gate.queue(1) for _ in range(50)]
+    for at, permit in enumerate(burst, start=2):
+        gate.engine.hear(permit, wait(7), at)
+        permit.release(at)
+    assert gate.paused_until(102) == 101 + 7 * SECOND
+    assert all(waiter.pending for waiter in waiters)
+    assert waiters[-1].wake < 10 + 7 * SECOND  # it has not heard of every refusal
+    gate.engine.advance(101 + 7 * SECOND)
+    assert all(isinstance(waiter.outcome, Permit) for waiter in waiters)

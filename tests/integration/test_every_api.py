@@ -11,65 +11,30 @@ import aiohttp
 import pytest
 
 from helpers.examples import EXAMPLES, Example
-from helpers.responses import recorded
-from helpers.system import System, limits, running_system
-from sluice.core.buckets import Charge
-from sluice.usage.counting import scale_of
-from sluice.usage.estimate import Estimate
-from sluice.usage.headers import usage_from_headers
-from sluice.usage.profiles import BUILT_IN
-from sluice.usage.settlement import settle
+from helpers.replay import SAMPLES, cost, headers, replaying, used
+from helpers.system import System
 from sluice_sidecar.envoy_config import UsageSource
-from standin import Recording
 
-ROOM = 10_000_000
-CAPS = {"tokensPerMinute": ROOM, "inputTokensPerMinute": ROOM, "outputTokensPerMinute": ROOM, "maxConcurrent": 4}
 PROMPT = "How many tokens does this question cost, and who counts them? " * 8
 INPUT = len(PROMPT) // 4
-NOTHING_EXPECTED = Estimate(0, 0, None)
-SAMPLES = {sample.name: sample for sample in recorded()}
-RECORDINGS = {
-    sample.name: Recording({"content-type": sample.content_type, **sample.headers}, sample.body)
-    for sample in recorded()
-}
 STREAMS = [example for example in EXAMPLES if example.content_type != "application/json"]
 
 
 @pytest.fixture(params=list(UsageSource))
 async def system(request: pytest.FixtureRequest) -> AsyncIterator[System]:
-    def documents(upstream: str) -> str:
-        return "\n---\n".join(limits(name, upstream, CAPS) for name in BUILT_IN.names)
-
-    async with running_system(documents, request.param, recordings=RECORDINGS) as running:
+    async with replaying(request.param) as running:
         yield running
 
 
 def asked(system: System, example: Example, **script: str) -> Any:
-    """A call that is answered by the example; its user has the example's name."""
+    """A call that is answered by the example."""
     sample = SAMPLES[example.name]
-    headers = {"x-user-id": example.name, "x-standin-recording": example.name}
-    headers |= {f"x-standin-{name}": value for name, value in script.items()}
-    streams = example in STREAMS
-    body = {
-        "model": "m",
-        "prompt": PROMPT,
-        **({"stream": True, "stream_options": {"include_usage": True}} if streams else {}),
-    }
-    return system.client.post(f"{system.url}/{sample.provider}{sample.path}", json=body, headers=headers)
-
-
-def used(system: System, user: str) -> Charge:
-    windows = {cap.value: state.used for cap, state in system.bucket(user).windows.items()}
-    return Charge(*(windows[name] for name in ("tokensPerMinute", "inputTokensPerMinute", "outputTokensPerMinute")))
-
-
-def cost(example: Example) -> Charge | None:
-    """What a whole answer costs by its provider's own count; None where it tells nothing."""
-    sample = SAMPLES[example.name]
-    usage = usage_from_headers(sample.headers.items(), example.response.headers) if sample.headers else example.usage
-    model = sample.path.partition("/model/")[2].partition("/")[0] or "m"
-    scale = scale_of(BUILT_IN.profile(sample.provider).counting, model)
-    return None if usage is None else settle(200, usage, NOTHING_EXPECTED, complete=True, scale=scale).charge
+    body: dict[str, Any] = {"model": "m", "prompt": PROMPT}
+    if example in STREAMS:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    behaviour = {f"x-standin-{name}": value for name, value in script.items()}
+    url = f"{system.url}/{sample.provider}{sample.path}"
+    return system.client.post(url, json=body, headers=headers(example.name) | behaviour)
 
 
 async def test_a_whole_answer_costs_what_its_provider_counts(system: System) -> None:

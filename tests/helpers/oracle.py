@@ -165,6 +165,12 @@ class Oracle:
         """Other rules are about to come into force."""
         self._limits.clear()
 
+    def restart(self) -> None:
+        """Another engine from now on; no call of the one before is known to it."""
+        self.engine = Engine(self.engine.rules, self.engine.settings, self)
+        self.in_flight.clear()
+        self._admissions.clear()
+
     # -- judgement -----------------------------------------------------------------------------------------------
 
     def check_refusal(self, call: Call, refusal: Refusal) -> None:

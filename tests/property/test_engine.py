@@ -11,6 +11,7 @@ from helpers.oracle import Oracle
 from sluice.core.buckets import NO_CHARGE, Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import EngineSettings
+from sluice.core.keeping import keep, put_back
 from sluice.core.keys import SCOPES, Scope
 from sluice.core.limits import DAY, HOUR, MINUTE, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
@@ -172,6 +173,19 @@ class Life(RuleBasedStateMachine):
     def swap(self, book: RuleBook) -> None:
         self.oracle.swapped()
         self.engine.swap(book, self.now)
+
+    @rule(away=st.sampled_from(JUMPS) | st.integers(0, MINUTE))
+    def restart(self, away: int) -> None:
+        """The gate ends, calls in flight and in the queue or not, and starts again with what it counted."""
+        kept = self.engine.visit(self.engine.keys(), self.now, keep)
+        self.oracle.restart()
+        self.engine = self.oracle.engine
+        self.permits.clear()
+        self.waiters.clear()
+        self.now += away
+        self.oracle.now = self.now
+        for bucket in kept:
+            put_back(self.engine, bucket, self.now)
 
     # -- what always holds ---------------------------------------------------------------------------------------
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Final, NamedTuple, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias, TypeVar
 
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import BucketKey
@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from sluice.core.permits import Waiter
 
 AnyBucket = TypeVar("AnyBucket", bound="Bucket")
+Seen = TypeVar("Seen")
+Look: TypeAlias = "Callable[[Bucket, int], Seen]"
+"""What is to be seen of a bucket at a time."""
+Counts: TypeAlias = Mapping[int, Sequence[int]]
+"""What windows of one kind hold: by the length of the window, its slots (`SlidingWindow.slots`)."""
 
 RECENT: Final = 5 * MINUTE
 """Nanoseconds over which what happened lately is counted, for people to see."""
@@ -285,6 +290,17 @@ class Bucket:
         """What a call with that ticket finds kept back here for those before it."""
         return NOTHING if self.queue is None else self.queue.kept_back(ticket)
 
+    def count_besides(self, now: int, calls: Counts, parts: Counts) -> None:
+        """Go on from what was counted before. Periods that nothing caps now are counted all the same."""
+        self.windows = _with_counts(self.windows, calls, CALL_CAPS, now)
+        self.parts = _with_counts(self.parts, parts, PART_CAPS, now)
+
+    def assume_used(self, now: int, until: int) -> None:
+        """Count as if every window had been used up evenly in the time before `until`."""
+        for window in self.windows + self.parts:
+            window.assume_used(until)
+            window.slide(now)
+
     def is_idle(self, now: int) -> bool:
         """True if forgetting this bucket changes no decision."""
         if self.in_flight or self.queue is not None:
@@ -325,6 +341,17 @@ def _applied(
         window = known.get(length) or known.setdefault(length, SlidingWindow(length, caps[length]))
         window.first_limit = NEVER if first is None else first
         window.second_limit = NEVER if second is None else second
+    return tuple(known[length] for length in sorted(known))
+
+
+def _with_counts(
+    windows: tuple[SlidingWindow, ...], counts: Counts, caps: Mapping[int, tuple[Cap, Cap]], now: int
+) -> tuple[SlidingWindow, ...]:
+    known = {window.length: window for window in windows}
+    for length, slots in counts.items():
+        window = known.get(length) or known.setdefault(length, SlidingWindow(length, caps[length]))
+        window.add_slots(slots)
+        window.slide(now)
     return tuple(known[length] for length in sorted(known))
 
 

@@ -33,7 +33,7 @@ from itertools import takewhile
 from threading import RLock
 from typing import Final
 
-from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Obstacle, Sweep
+from sluice.core.buckets import NO_CHARGE, Bucket, Charge, Look, Obstacle, Seen, Sweep
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import OVERFLOW, BucketKey
 from sluice.core.ledger import count_settled, rebook
@@ -97,6 +97,8 @@ class Engine:
         self._expired: dict[str, Permit] = {}
         self._upstreams = Upstreams()
         self._totals = Totals()
+        self.assumed_until: int | None = None
+        """Every bucket is made as if its caps had been used up evenly until then; None: as if nothing had been used."""
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -165,7 +167,7 @@ class Engine:
         """See `Permit.commit_tokens`."""
         with self._lock:
             now = self._advance_clock(now)
-            if not permit.buckets or permit.settled in _FINAL or permit.settled is settled:
+            if not permit.buckets or permit.settled in (Settled.COMMITTED, Settled.REFUNDED, settled):
                 return False
             count_settled(self._totals, permit, -1)
             is_lower = rebook(permit, actual.bounded())
@@ -253,13 +255,17 @@ class Engine:
 
     def current_state(self, key: BucketKey, now: int) -> BucketState | None:
         """The state of one bucket; None if nothing was ever counted in it, or all of it has left."""
+        return next(iter(self.visit((key,), now, picture)), None)
+
+    def visit(self, keys: Iterable[BucketKey], now: int, look: Look[Seen], *, make: bool = False) -> list[Seen]:
+        """What `look` finds in these buckets, at one moment; those that are not there are left out, or made."""
         with self._lock:
             now = self._advance_clock(now)
-            bucket = self._buckets.get(key)
-            if bucket is None:
-                return None
-            self._refresh(bucket)
-            return picture(bucket, now)
+            known = (self._bucket(key, self.rules.limits_of(key)) if make else self._buckets.get(key) for key in keys)
+            buckets = [bucket for bucket in known if bucket is not None]
+            for bucket in buckets:
+                self._refresh(bucket)
+            return [look(bucket, now) for bucket in buckets]
 
     def keys(self) -> tuple[BucketKey, ...]:
         """Every bucket's key: to look at many with `current_state`, a few at a time."""
@@ -269,12 +275,8 @@ class Engine:
     def snapshot(self, now: int) -> Snapshot:
         """Every bucket, at one moment. It takes some 15 µs a bucket, in which nobody is admitted."""
         with self._lock:
-            now = self._advance_clock(now)
-            pictures = []
-            for bucket in self._buckets.values():
-                self._refresh(bucket)
-                pictures.append(picture(bucket, now))
-            return Snapshot(replace(self._totals), len(self._waiters), self._in_flight, tuple(pictures))
+            pictures = tuple(self.visit(self._buckets, now, picture))
+            return Snapshot(replace(self._totals), len(self._waiters), self._in_flight, pictures)
 
     def upstreams(self, now: int) -> tuple[UpstreamState, ...]:
         """What is known of the provider's own limits, where something is."""
@@ -302,6 +304,8 @@ class Engine:
                 everybodys = self.rules.limits_of(overflow)
                 return self._bucket(overflow, limits if everybodys.is_unset else everybodys)
             bucket = self._buckets[key] = Bucket(key, limits)
+            if self.assumed_until is not None:
+                bucket.assume_used(self._now, self.assumed_until)
         elif bucket.limits is not limits:
             bucket.apply(limits)
         return bucket
@@ -493,6 +497,3 @@ class Engine:
         for key, bucket in self._sweep.some(self._buckets):
             if bucket.is_idle(now) and (bucket.last_refusal is None or bucket.last_refusal[0] <= since):
                 del self._buckets[key]
-
-
-_FINAL: Final = (Settled.COMMITTED, Settled.REFUNDED)

@@ -15,6 +15,8 @@ from sluice.core.limits import Limits
 
 EXACT: Final = 1 << 20
 """Above the length of any pattern: a name always beats a pattern."""
+NO_LIMITS: Final = Limits()
+"""Those of a bucket that no rule speaks of."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +120,7 @@ class RuleBook:
         """The limits in force for a bucket that exists; unset limits if no rule speaks of it any more."""
         rules = self._scopes.get(key.provider, {}).get(key.scope, ())
         rule = governing((rule for rule in rules if rule.key_models == key.models), key.subject)
-        return Limits() if rule is None else rule.limits
+        return NO_LIMITS if rule is None else rule.limits
 
 
 def governing(rules: Iterable[Rule], subject: str) -> Rule | None:

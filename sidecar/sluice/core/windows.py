@@ -11,11 +11,16 @@ Theory of operation
     Slots are kept sparsely, in time order, three integers each (slot number, first, second) in one flat array:
     a caller seen once costs one slot, a busy one 61. The totals are kept beside them, so that a check is two
     additions. Time moves forward only; the engine sees to that.
+
+    A slot says when it leaves by its number alone. So what is in the slots can be taken out, kept, and put back on a
+    time axis that has gone on meanwhile (`slots`, `add_slots`): nothing of it leaves earlier for that, or later.
 """
 
 from __future__ import annotations
 
 from array import array
+from collections.abc import Sequence
+from itertools import chain
 from typing import Final
 
 from sluice.core.limits import Cap
@@ -28,6 +33,8 @@ MAX_AMOUNT: Final = 2**36
 
 _STRIDE: Final = 3
 _NEWEST: Final = -_STRIDE
+_LUMP: Final = 5
+"""Slots whose share of an assumed use is booked together, so that it takes a twelfth of the place."""
 
 
 class SlidingWindow:
@@ -133,9 +140,43 @@ class SlidingWindow:
         return fits
 
     @property
+    def slots(self) -> list[int]:
+        """Number, first and second amount of each slot that counts, in time order. Call `slide` first."""
+        return self._slots[self._head :].tolist()
+
+    def add_slots(self, slots: Sequence[int]) -> None:
+        """Count besides what such slots hold, in time order; the newest has begun by now. Call `slide` afterwards."""
+        merged = array("q", slots) if not self._slots else _merged(self.slots, slots)
+        self._slots, self._head = merged, 0
+        self.first, self.second = sum(merged[1::_STRIDE]), sum(merged[2::_STRIDE])
+        self.expires = self._leaves(merged[0]) if merged else NEVER
+
+    def assume_used(self, until: int) -> None:
+        """Count besides as much as the caps allow, as if it had been used evenly over the period before `until`.
+
+        It comes back in twelfths, each of them at most a twelfth of the period and a slot after its time.
+        """
+        caps = [0 if limit == NEVER else limit for limit in (self.first_limit, self.second_limit)]
+        newest, lumps = until // self._slot_length, SLOTS // _LUMP
+        assumed = []
+        for lump in range(lumps):
+            share = (cap * (lump + 1) // lumps - cap * lump // lumps for cap in caps)
+            assumed += [newest - _LUMP * (lumps - 1 - lump), *share]
+        self.add_slots(assumed)
+
+    @property
     def empty_at(self) -> int:
         """When the last slot leaves if nothing more is booked; 0 if nothing is counted."""
         return self._leaves(self._slots[_NEWEST]) if self._slots else 0
 
     def _leaves(self, slot: int) -> int:
         return (slot + SLOTS + 1) * self._slot_length
+
+
+def _merged(*lists: Sequence[int]) -> array[int]:
+    amounts: dict[int, tuple[int, int]] = {}
+    for slots in lists:
+        for slot, first, second in zip(slots[0::_STRIDE], slots[1::_STRIDE], slots[2::_STRIDE], strict=True):
+            before = amounts.get(slot, (0, 0))
+            amounts[slot] = min(before[0] + first, NEVER), min(before[1] + second, NEVER)
+    return array("q", chain.from_iterable((slot, *amounts[slot]) for slot in sorted(amounts)))

@@ -24,7 +24,7 @@ from sluice_sidecar.command_line import GATE, Command, parser_of
 from sluice_sidecar.envoy_files import EnvoyFiles, gateway_bootstrap
 from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.http_client import fetch
-from sluice_sidecar.settings import Failed, LogFormat, RunSettings
+from sluice_sidecar.settings import Failed, LogFormat, RunSettings, Start
 
 OK: Final = 0
 FAILED: Final = 1
@@ -81,6 +81,8 @@ def _run(options: argparse.Namespace) -> int:
         options.error("--listen and --envoy-binary are about the Envoy of --envoy, and there is none")
     if options.ca_bundle and not (options.envoy or options.xds):
         options.error("--ca-bundle is written into Envoy's files: give --envoy or --xds as well")
+    if options.start and not options.state_dir:
+        options.error("--start is about the counts of --state-dir, and there is none")
     logs.set_up(options.log_format)
     run_settings = RunSettings(
         files=tuple(options.file),
@@ -95,6 +97,8 @@ def _run(options: argparse.Namespace) -> int:
         admin=options.admin,
         lease=options.lease,
         max_keys=options.max_keys,
+        state_dir=options.state_dir,
+        start=options.start or Start.FULL,
         grace=options.grace,
         usage_source=options.usage_source,
         usage_headers=options.usage_headers,

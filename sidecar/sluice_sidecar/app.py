@@ -1,8 +1,9 @@
 """The gate as a program: everything started in order, limits followed, and everything ended in order.
 
-Start. What the gate says of itself is served first, while it may still wait for its limits. Admission comes after them:
-without limits every call would pass. The gate serves before Envoy starts, because Envoy asks it from the first call
-on; `/readyz` says yes once both do. The builder of Envoy's files loads in a thread meanwhile.
+Start. Counts that were saved come first: the engine's time goes on from theirs. What the gate says of itself is served
+next, while it may still wait for its limits. Admission comes after them: without limits every call would pass. The gate
+serves before Envoy starts, because Envoy asks it from the first call on; `/readyz` says yes once both do. The builder
+of Envoy's files loads in a thread meanwhile.
 
 Change. The gate takes new limits first, then Envoy's files are written.
 
@@ -34,7 +35,7 @@ from sluice.config.merge import Configuration, diff
 from sluice.config.types import SubjectKind
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.limits import SECOND
-from sluice.core.telemetry import Fanout
+from sluice.core.telemetry import Fanout, Telemetry
 from sluice.core.upstream import UpstreamState
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.headers import USAGE_HEADERS
@@ -52,6 +53,7 @@ from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
+from sluice_sidecar.stores.keeper import Changes, Keeper
 from sluice_sidecar.watch import Reading, Watch
 
 logger = logging.getLogger(__name__)
@@ -72,9 +74,14 @@ class Sidecar:
         self._health = Health()
         self._counts, self._recent = EventCounts(), RecentCounts(clock.now)
         bounds = EngineSettings(lease=settings.lease, max_keys=settings.max_keys, name=f"{secrets.token_hex(4)}-")
-        self._engine = Engine(settings=bounds, telemetry=Fanout(self._counts, self._recent))
+        changes = Changes()
+        told: list[Telemetry] = [self._counts, self._recent]
+        if settings.state_dir:
+            told.append(changes)
+        self._engine = Engine(settings=bounds, telemetry=Fanout(*told))
         self._gate = Gate(self._engine, clock.now)
         self._commits = CommitWatch(self._recent)
+        self._keeper = Keeper(self._gate, changes, settings.state_dir, settings.start) if settings.state_dir else None
         self._configuration = watch.configuration(Reading((), ()))
         self._catalog = BUILT_IN
         self._files: EnvoyFiles | None = None
@@ -102,6 +109,7 @@ class Sidecar:
         """Start everything, follow the limits, and end everything when cancelled."""
         settings = self._settings
         async with AsyncExitStack() as stack:
+            await self._restore_counts(stack)
             admin = await self._serve_admin(stack)
             self._catalog = await asyncio.to_thread(watch.catalog, settings.profiles)
             reading = await self._first_limits()
@@ -130,6 +138,13 @@ class Sidecar:
                 raise Failed(await self._envoy.ended())
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    async def _restore_counts(self, stack: AsyncExitStack) -> None:
+        if self._keeper is not None:
+            self._health.saving = self._keeper.state
+            stack.push_async_callback(self._keeper.close)  # after all that may still count
+            await self._keeper.restore()
+            self._keeper.start()
 
     async def _first_limits(self) -> Reading:
         """Put the limits in force: those there are or, if the gate is to wait for them, those there will be."""
@@ -220,7 +235,7 @@ class Sidecar:
         return address
 
     def _upstreams(self) -> tuple[UpstreamState, ...]:
-        return self._engine.upstreams(clock.now())
+        return self._engine.upstreams(self._gate.clock())
 
     async def _start_envoy(self, stack: AsyncExitStack, folder: Path) -> str:
         """Returns where it takes calls."""

@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+BOOT_ID: Final = Path("/proc/sys/kernel/random/boot_id")
 
 
 def now() -> int:
@@ -18,3 +23,17 @@ def wall_now() -> int:
 def wall() -> float:
     """Seconds since 1970, for people."""
     return time.time()
+
+
+def boot() -> str:
+    """What names this life of the machine, in which all programs share one monotonic clock; empty if not known."""
+    try:
+        return BOOT_ID.read_text().strip()
+    except (OSError, UnicodeDecodeError):
+        return ""
+
+
+def continued(at: int) -> Callable[[], int]:
+    """The monotonic clock, set so that it says `at` now."""
+    ahead = at - now()
+    return lambda: time.monotonic_ns() + ahead

@@ -11,7 +11,7 @@ from typing import Final, TypeAlias, TypeVar
 from sluice import __version__
 from sluice.core.keys import Scope
 from sluice_sidecar import settings
-from sluice_sidecar.settings import LogFormat, UsageSource
+from sluice_sidecar.settings import LogFormat, Start, UsageSource
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -159,6 +159,21 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="keep the files there that an Envoy follows (see sluice envoy-config --xds)",
     )
     _provider_options(envoy)
+    counts = parser.add_argument_group("counts")
+    counts.add_argument(
+        "--state-dir",
+        type=_path,
+        metavar="DIR",
+        help="save what is counted there, once a second and at the end, and go on from it at the next start (default:"
+        " counts are in memory alone)",
+    )
+    counts.add_argument(
+        "--start",
+        type=_one_of(Start),
+        metavar=_words(Start),
+        help="where a gate has counted in --state-dir before and its counts are lost: begin with all that the limits"
+        " allow, or as if they had been used up evenly until then (default: full)",
+    )
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
         "--lease",

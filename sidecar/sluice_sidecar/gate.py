@@ -42,7 +42,7 @@ class Policy:
 class Gate:
     """One engine and the configuration in force. All of it belongs to one event loop.
 
-    `clock` gives nanoseconds and must be the loop's own clock (`clock.now` is).
+    `clock` gives nanoseconds, as fast as the loop's own clock does (`clock.now`, or one that `clock.continued` made).
     """
 
     def __init__(self, engine: Engine, clock: Callable[[], int]) -> None:
@@ -117,7 +117,7 @@ class Gate:
             self._timer.cancel()
         self._armed = wake
         # Half a millisecond late rather than a rounding error early.
-        self._timer = asyncio.get_running_loop().call_at(wake / 1e9 + 0.0005, self._tick)
+        self._timer = asyncio.get_running_loop().call_later(max(0, wake - self.clock()) / 1e9 + 0.0005, self._tick)
 
     def _tick(self) -> None:
         self._armed, self._timer = NEVER, None

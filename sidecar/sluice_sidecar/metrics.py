@@ -29,7 +29,7 @@ from sluice.core.upstream import UpstreamState
 from sluice.core.words import RefusedAs
 from sluice_sidecar import upstream_status
 from sluice_sidecar.commits import CommitWatch
-from sluice_sidecar.health import Health
+from sluice_sidecar.health import Health, Saving
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds that an admitted call queued."""
@@ -195,7 +195,17 @@ class GateCollector(Collector):
         yield GaugeMetricFamily(
             "sluice_configuration_problems", "Mistakes in the files as they are now.", value=len(health.problems)
         )
+        yield from _saving(health.saving)
         yield InfoMetricFamily("sluice", "The gate.", value={"version": __version__})
+
+
+def _saving(saving: Saving | None) -> Iterator[Metric]:
+    if saving is None:
+        return
+    age = "Seconds of which a gate that is killed forgets what it admitted in them."
+    yield GaugeMetricFamily("sluice_state_age_seconds", age, value=saving.age)
+    yield GaugeMetricFamily("sluice_state_healthy", "1 if the counts are saved as they should be.", saving.is_healthy)
+    yield CounterMetricFamily("sluice_state_saves_failed", "Saves of the counts that failed.", value=saving.failures)
 
 
 def _provider(permit: Permit) -> str:

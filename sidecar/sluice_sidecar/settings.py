@@ -66,6 +66,15 @@ class UsageSource(StrEnum):
     """The answer's body is streamed to the gate: for Envoys without that filter, at the price of the copies."""
 
 
+class Start(StrEnum):
+    """How buckets start of which is not known what they had counted. The value is the word of `--start`."""
+
+    FULL = "full"
+    """With all that their limits allow."""
+    EMPTY = "empty"
+    """With nothing, as if their limits had been used up evenly until then: capacity comes back over each window."""
+
+
 @dataclass(frozen=True, slots=True)
 class RunSettings:
     """What `sluice run` was told. Times are in nanoseconds."""
@@ -90,6 +99,10 @@ class RunSettings:
     admin: Address = ADMIN
     lease: int = LEASE
     max_keys: int = MAX_KEYS
+    state_dir: Path | None = None
+    """The folder in which counts are saved; None: they are in memory alone."""
+    start: Start = Start.FULL
+    """Where a gate has saved counts there, and they are lost."""
     grace: int = GRACE
     """From the first signal to the end."""
     usage_source: UsageSource = UsageSource.METADATA

@@ -17,7 +17,7 @@ from sluice.core.upstream import UpstreamState
 from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.learning import MOST_OUTPUT, Experience, Kind, Learner
 from sluice_sidecar import upstream_status
-from sluice_sidecar.health import Health
+from sluice_sidecar.health import Health, Saving
 from sluice_sidecar.logs import utc
 from sluice_sidecar.recent import Tally
 
@@ -101,7 +101,7 @@ def document(
             "files": dict(health.files),
             "problems": [problem._asdict() for problem in health.problems],
         },
-        "store": {"kind": "memory", "healthy": True},  # the gate's own, and there as long as the gate is
+        "store": _store(health.saving),
         "buckets": [_bucket(bucket) for bucket in fullest.buckets],
         "bucketsOmitted": fullest.omitted,
         **upstream_status.document(upstreams, fullest.provider),
@@ -152,6 +152,20 @@ def fullness(bucket: BucketState) -> float:
 def shown_subject(key: BucketKey) -> str:
     """The subject as people see it."""
     return OVERFLOW_SHOWN if key.subject == OVERFLOW else key.subject
+
+
+def _store(saving: Saving | None) -> dict[str, Json]:
+    if saving is None:
+        return {"kind": "memory", "healthy": True}  # the gate's own, and there as long as the gate is
+    return {
+        "kind": "memory",
+        "healthy": saving.is_healthy,
+        "stateDir": saving.folder,
+        "savedSecondsAgo": round(saving.age, 3),
+        "restoredBuckets": saving.restored,
+        "failedSaves": saving.failures,
+        **({"problem": saving.problem} if saving.problem else {}),
+    }
 
 
 def _bucket(bucket: BucketState) -> dict[str, Json]:

@@ -45,7 +45,7 @@ def table(status: Mapping[str, Json]) -> str:
         lines.append(f"and {status['bucketsOmitted']} less full: choose with --provider, --scope, --subject")
     missing = [f"{each['provider']}: {each['message']}" for each in status["commits"]["missing"]]
     paused = upstream_status.lines(status.get("upstreams", ()))
-    said = [*paused, _totals(status["totals"]), *missing, *_configuration(status)]
+    said = [*paused, _totals(status["totals"]), *missing, *_configuration(status), *_store(status)]
     return "\n".join([*lines, *_learned(status), "", *said])
 
 
@@ -120,6 +120,14 @@ def _configuration(status: Mapping[str, Json]) -> list[str]:
         lines.append(f"the limits files have mistakes{stays}:")
         lines += [f"  {Problem(**problem)}" for problem in problems]
     return lines
+
+
+def _store(status: Mapping[str, Json]) -> list[str]:
+    store = status.get("store", {})
+    if store.get("healthy", True):
+        return []
+    problem = _printable(store.get("problem", "the last save has not ended"))
+    return [f"the counts have not been saved for {store.get('savedSecondsAgo', 0):.0f} s: {problem}"]
 
 
 def _used(used: int, limit: int | None) -> str:

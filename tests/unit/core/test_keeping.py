@@ -95,6 +95,7 @@ def test_past_the_cap_on_keys_counts_are_those_of_the_shared_bucket() -> None:
 
     assert len(started.engine.keys()) == 3
     assert started.used(SECOND, Cap.TOKENS_PER_DAY, subject=OVERFLOW) == 20
+    assert started.used(SECOND, Cap.REQUESTS_PER_MINUTE, subject=OVERFLOW) == 2
 
 
 def test_the_ledger_begins_anew() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import pytest
@@ -77,8 +77,9 @@ async def test_who_waits_is_admitted_as_soon_as_a_slot_is_free_in_order(gate: Ga
     assert order == [0, 1, 2, 3, 4]
 
 
-async def test_who_waited_in_vain_is_refused_at_the_deadline_and_not_before() -> None:
-    gate = Gate(Engine(), clock.now)
+@pytest.mark.parametrize("now", [clock.now, clock.continued(0), clock.continued(10**18)])
+async def test_who_waited_in_vain_is_refused_at_the_deadline_and_not_before(now: Callable[[], int]) -> None:
+    gate = Gate(Engine(), now)
     put_in_force(gate, {"maxConcurrent": 1, "maxWait": "50ms"})
     await admitted(gate)
     before = clock.now()

@@ -15,7 +15,7 @@ from sluice.core.words import RefusedAs
 from sluice.errors import Problem
 from sluice.usage.commits import FEWEST
 from sluice_sidecar.commits import CommitWatch
-from sluice_sidecar.health import Health
+from sluice_sidecar.health import Health, Saving
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 
@@ -156,6 +156,16 @@ def test_the_state_of_the_configuration_is_told(scraped: Scraped) -> None:
     assert scraped.value("sluice_configurations_rejected_total") == 1
     assert scraped.value("sluice_configuration_problems") == 1
     assert scraped.value("sluice_ready") == 0
+
+
+def test_saves_are_told_where_counts_are_saved(scraped: Scraped) -> None:
+    assert scraped.value("sluice_state_age_seconds") is None
+    scraped.health.saving = Saving("/var/lib/sluice", lambda: 3 * SECOND, SECOND)
+    scraped.health.saving.failed("no room")
+
+    assert scraped.value("sluice_state_age_seconds") == 2
+    assert scraped.value("sluice_state_healthy") == 0
+    assert scraped.value("sluice_state_saves_failed_total") == 1
 
 
 def test_no_label_holds_who_called(scraped: Scraped) -> None:

@@ -23,7 +23,7 @@ from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.profiles import BUILT_IN
 from sluice.usage.profiles.profile import Mode as EstimationMode
 from sluice_sidecar import status, status_table
-from sluice_sidecar.health import Health
+from sluice_sidecar.health import Health, Saving
 from sluice_sidecar.recent import Tally
 from sluice_sidecar.status import Selection
 
@@ -273,6 +273,44 @@ def test_refusals_of_a_bucket_are_told_for_five_minutes_and_not_where_there_are_
 
 def test_the_store_is_the_gate_s_memory() -> None:
     assert document(Engine())["store"] == {"kind": "memory", "healthy": True}
+
+
+def test_the_store_says_how_old_what_is_saved_is_and_what_is_wrong_with_it() -> None:
+    now = 3 * SECOND
+    saving = Saving("/var/lib/sluice", lambda: now, SECOND, restored=7)
+    health = Health(saving=saving)
+    healthy = {
+        "kind": "memory",
+        "healthy": True,
+        "stateDir": "/var/lib/sluice",
+        "savedSecondsAgo": 2.0,
+        "restoredBuckets": 7,
+        "failedSaves": 0,
+    }
+    assert document(Engine(), health=health)["store"] == healthy
+
+    saving.failed("/var/lib/sluice/counts: No space left on device")
+    answer = document(Engine(), health=health)
+    assert answer["store"] == healthy | {
+        "healthy": False,
+        "failedSaves": 1,
+        "problem": "/var/lib/sluice/counts: No space left on device",
+    }
+    assert status_table.table(answer).splitlines()[-1] == (
+        "the counts have not been saved for 2 s: /var/lib/sluice/counts: No space left on device"
+    )
+
+    saving.saved(now)
+    assert document(Engine(), health=health)["store"] == healthy | {"savedSecondsAgo": 0.0, "failedSaves": 1}
+
+
+def test_a_save_that_does_not_end_is_told_after_ten_seconds() -> None:
+    times = iter((10 * SECOND - 1, 10 * SECOND))
+    saving = Saving("/var/lib/sluice", lambda: next(times), 0)
+
+    told = [saving.is_healthy for _ in range(2)]
+
+    assert told == [True, False]
 
 
 def test_callers_without_a_name_and_the_overflow_are_told_apart() -> None:

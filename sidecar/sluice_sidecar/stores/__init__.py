@@ -1,0 +1,1 @@
+"""Where counts are kept, beside the gate's own memory."""

@@ -80,7 +80,7 @@ test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
 	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
 
-test-fuzz: $(READY) ## Every reader of what providers send, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)
+test-fuzz: $(READY) ## Every reader of what providers send and of saved counts, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)
 	$(BIN)/pytest tests/fuzz $(ARGS)
 
 test-contract: $(READY) ## The gRPC services over real channels

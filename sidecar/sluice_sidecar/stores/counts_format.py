@@ -111,7 +111,7 @@ def read(data: bytes) -> Kept:
     buckets: dict[BucketKey, KeptBucket] = {}
     for number, each in enumerate(lines, start=2):
         try:
-            moment, changed = _save(each)
+            moment, changed = _save(each, 0 if moment is None else moment.axis)
         except _Wrong as error:
             damage = f"line {number} {error}"
             break
@@ -148,22 +148,24 @@ def _wrong_head(data: bytes) -> str:
     return f"has version {int(version[1])} of the format, of another version of Sluice; this one reads version 1"
 
 
-def _save(text: bytes) -> tuple[Moment, dict[BucketKey, KeptBucket]]:
-    """A line without its end."""
+def _save(text: bytes, since: int) -> tuple[Moment, dict[BucketKey, KeptBucket]]:
+    """A line without its end, that was not written before `since`: else slots before it would be yet to come."""
     checksum, body = text[:8], text[9:]
     if checksum != b"%08x" % zlib.crc32(body):
         raise _Wrong("does not match its checksum")
     try:
         save = json.loads(body)
-        moment = _moment(save)
+        moment = _moment(save, since)
         return moment, dict(_bucket(each, moment.axis) for each in _list(save["buckets"]))
     except (ValueError, TypeError, KeyError, OverflowError, RecursionError):
         raise _Wrong("is not as a gate writes it") from None
 
 
-def _moment(save: Any) -> Moment:
+def _moment(save: Any, since: int) -> Moment:
     moment = Moment(save["axis"], save["monotonic"], save["wall"], save["boot"])
     if not (all(type(time) is int and 0 <= time < _LATEST for time in moment[:3]) and type(moment.boot) is str):
+        raise ValueError
+    if moment.axis < since:
         raise ValueError
     return moment
 

@@ -114,6 +114,12 @@ def test_damage_behind_a_good_save_is_said_and_the_good_save_counts() -> None:
     assert (len(kept.buckets), kept.damage, kept.is_cut) == (1, "line 3 does not match its checksum", False)
 
 
+def test_a_save_that_goes_back_in_time_is_damage() -> None:
+    before = b"".join(line(THEN._replace(axis=THEN.axis - 1), []))
+
+    assert read(HEAD + SOUND + before).damage == "line 3 is not as a gate writes it"
+
+
 def test_a_save_that_was_cut_is_no_damage() -> None:
     kept = read(HEAD + SOUND + SOUND[:40])
 

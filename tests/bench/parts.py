@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from concurrent.futures import ProcessPoolExecutor
 from typing import Final
 
-from bench import engine, limits
+from bench import engine, keeping, limits
 from bench.decisions import FACTS, THREE, messages
 from bench.samples import Part, Stopwatch
 from sluice.config.document import parse
@@ -45,6 +45,7 @@ def _measure() -> list[Part]:
         *engine.queue(),
         *engine.pictures(),
         *_objects(),
+        *keeping.saves(),
     ]
 
 

@@ -61,7 +61,9 @@ class Text:
 
     def mistakes(self, tree: Tree, path: str) -> Iterator[Mistake]:
         if isinstance(tree, bool | int | float | Plain):
-            yield Mistake(path, f"must be text: put {shown(tree)} in quotes")
+            fits = re.fullmatch(self.pattern, shown(tree)) is not None
+            wanted = f"text: put {shown(tree)} in quotes" if fits else f"{self.allowed}, not {shown(tree)}"
+            yield Mistake(path, f"must be {wanted}")
         elif not isinstance(tree, str):
             yield Mistake(path, f"must be {self.allowed}, not {shown(tree)}")
         elif len(tree) > self.longest:

@@ -271,8 +271,8 @@ def _profiles_option(parser: argparse._ActionsContainer) -> None:
         "--profiles",
         type=Path,
         metavar="DIR",
-        help="a folder of provider profiles (*.yaml), which go before the built-in ones of their providers; read at the"
-        " start (see docs/providers.md)",
+        help="a folder of provider profiles (*.yaml, *.yml, *.json), which go before the built-in ones of their"
+        " providers; read at the start (see docs/providers.md)",
     )
 
 

@@ -47,7 +47,7 @@ def test_every_document_in_the_documentation_is_valid() -> None:
 
 
 def test_every_profile_in_the_documentation_is_valid() -> None:
-    document, part, profile = re.findall(r"```yaml\n(.*?)```", PROVIDERS_MD.read_text(), re.DOTALL)
+    document, part, profile, served = re.findall(r"```yaml\n(.*?)```", PROVIDERS_MD.read_text(), re.DOTALL)
     (tree,) = (each.tree for each in read(part))
 
     assert [limits.provider for limits in parse(document, "docs/providers.md")] == ["ollama"]
@@ -55,6 +55,7 @@ def test_every_profile_in_the_documentation_is_valid() -> None:
     assert isinstance(spec := tree["spec"], dict)
     assert is_sound(OVERRIDES, spec["profile"])
     assert Catalog.of_texts({"acme.yaml": profile}).profile("acme").shapes[0].name == "answers"
+    assert [limits.provider for limits in parse(served, "docs/providers.md")] == ["acme"]
 
 
 @pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if field.example])

@@ -77,14 +77,14 @@ def _counts(where: str) -> Object:
 
 REQUEST: Final = Object(
     {
-        "model": Field(Word(tuple(ModelPlace)), "Where the model is named."),
+        "model": Field(Word(tuple(ModelPlace)), "Where the model is named. Default: Body."),
         "modelAfter": Field(_some(_SEGMENT), "For `Path`: the model is the segment behind one of these."),
         "outputCaps": Field(_some(_BODY_FIELD), "Fields that bound the output; the largest counts."),
         "answers": Field(_some(_BODY_FIELD), "Fields that say how many answers are wanted: they multiply the bound."),
         "streamUsage": Field(
             _SWITCH, 'The field that asks a stream for its usage; "" where it comes unasked, or never.'
         ),
-        "bringsOutput": Field(Truth(), "Whether an answer has output tokens; embeddings have none."),
+        "bringsOutput": Field(Truth(), "Whether an answer has output tokens; embeddings have none. Default: true."),
     }
 )
 
@@ -115,7 +115,9 @@ RESPONSE: Final = Object(
             _some(_NAME_OF_MEMBER), "Members that hold output in a document, to count what went by of a cut call."
         ),
         "streamText": Field(_some(_TEXT_PLACE), "The same in a stream; the first place that fits an event counts."),
-        "eventBytes": Field(Integer(1, 65536), "Bytes of a stream that stand for one token; rather too many."),
+        "eventBytes": Field(
+            Integer(1, 65536), "Bytes of a stream that stand for one token; rather too few of them. Default: 128."
+        ),
     }
 )
 
@@ -124,7 +126,7 @@ SHAPE: Final = Object(
         "name": Field(_NAME, "The API's name; one of the same name further down is replaced by it.", required=True),
         "like": Field(_SHARED, "An API of another provider: what is not said here is as there."),
         "paths": Field(_some(_PATH), "Paths that speak it; the first API that takes a path reads the call."),
-        "free": Field(Truth(), "Whether its calls cost no tokens: they count as requests alone."),
+        "free": Field(Truth(), "Whether its calls cost no tokens: they count as requests alone. Default: false."),
         "request": Field(REQUEST, "Where the facts of a call stand."),
         "response": Field(RESPONSE, "Where the usage of an answer stands."),
     }
@@ -141,13 +143,17 @@ WEIGHTS: Final = Object(
 
 COUNTING: Final = Object(
     {
-        "mode": Field(Word(tuple(Mode)), "The estimate that is nearest to the provider's own."),
-        "combine": Field(Word(tuple(Combine)), "What is reserved of input and output: their sum, or the larger."),
+        "mode": Field(Word(tuple(Mode)), "The estimate that is nearest to the provider's own. Default: Declared."),
+        "combine": Field(
+            Word(tuple(Combine)), "What is reserved of input and output: their sum, or the larger. Default: Sum."
+        ),
         "weights": Field(WEIGHTS, "What a token counts in the end. Absent: 100% each."),
         "admission": Field(
             WEIGHTS, "What a token counts while a call is under way, where that differs; for `input` and `output`."
         ),
-        "failedRequests": Field(Word(tuple(FailedRequests)), "Whether the tokens of failed calls count."),
+        "failedRequests": Field(
+            Word(tuple(FailedRequests)), "Whether the tokens of failed calls count. Default: Free."
+        ),
         "models": Field(
             _some(
                 Object(
@@ -170,7 +176,7 @@ _COUNTER: Final = Object(
         "limit": Field(_HEADER, "The header with the limit."),
         "remaining": Field(_HEADER, "The header with what is left of it."),
         "reset": Field(_HEADER, "The header with the time until all of it is back."),
-        "resetIs": Field(Word(tuple(Reset)), "How that time is written."),
+        "resetIs": Field(Word(tuple(Reset)), "How that time is written. Default: Duration."),
         "period": Field(_PERIOD, "When all of it is back at the latest, where no header tells."),
     }
 )
@@ -208,7 +214,11 @@ PROFILE: Final = Object(
             "Another built-in profile: what is not said here is as there, save for address, title and sources.",
         ),
         "api": Field(Word(tuple(Api)), "The family of its APIs: the form of errors, and where a caller's key stands."),
-        "upstream": Field(UPSTREAM, "Where its calls go. Absent: each customer has an address of its own."),
+        "upstream": Field(
+            UPSTREAM,
+            "Where the calls of a built-in provider go; of a file of your own it is only shown: the document says"
+            " it. Absent: each customer has an address of its own.",
+        ),
         **OVERRIDES.fields,
         "sources": Field(
             Sequence(

@@ -77,7 +77,7 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
-test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
+test-quick: $(READY) ## Unit and property tests: a minute or two, no Envoy
 	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
 
 test-fuzz: $(READY) ## Every reader of what providers send and of saved counts, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)

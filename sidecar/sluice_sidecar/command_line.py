@@ -78,7 +78,8 @@ examples:
   sluice render -f limits/ -f more.yaml       folders and files, taken together"""
 
 PROVIDERS = """\
-Prints what is known of each provider: a table of all, or the whole profile of some, with its sources."""
+Prints what is known of each provider: a table of all, or the whole profile of some, with its sources.
+docs/providers.md says what each column and field means."""
 
 PROVIDERS_EXAMPLES = """\
 examples:

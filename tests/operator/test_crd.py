@@ -27,7 +27,7 @@ from helpers.program import eventually
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.entries import CALL_HEADERS, MAX_ENTRIES, MAX_PAIRS, SECRET_HEADERS
 from sluice.config.types import ProviderLimits
-from sluice.core.keys import Scope
+from sluice.core.keys import SCOPES, Scope
 from sluice.core.limits import CAPS_BY_LENGTH, Cap
 from sluice.errors import InvalidDocument
 from sluice.schema.yamltext import MAX_BYTES, write
@@ -382,7 +382,7 @@ async def test_caps_out_of_order_are_found_in_every_pair(
     assert f"spec.limits[0].{shorter}: Invalid value: can never be reached: {longer} is below it" in answer.message
 
 
-@pytest.mark.parametrize("scope", Scope)
+@pytest.mark.parametrize("scope", SCOPES)
 async def test_a_scope_without_a_source_is_found_in_every_scope(admin: Client, scope: Scope) -> None:
     answer = await stored(admin, manifest({"scope": str(scope), "maxConcurrent": 1}))
 

@@ -211,10 +211,9 @@ class StandIn:
         if request.path == "/v1/models":
             model = {"id": "standin-model", "object": "model", "created": CREATED, "owned_by": "standin"}
             return self.script, _json_answer(200, {"object": "list", "data": [model]})
-        recording = self._recordings.get(request.headers.get("x-standin-recording", self.script.recording))
-        if recording is not None:
-            script = self.script.changed_by(request.headers)
-            return script, _replayed(recording, script)
+        name = request.headers.get("x-standin-recording", self.script.recording)
+        if name:
+            return self._replay(name, request)
         route = route_of(request.path, request.query)
         if route is None:
             return self.script, _failed(openai_failure(404, f"Unknown request URL: {request.method} {request.path}."))
@@ -229,6 +228,15 @@ class StandIn:
             return script, _failed(failure, headers)
         is_gzip = script.gzip and "gzip" in request.headers.get("accept-encoding", "")
         return script, _answered(route.dialect, call, headers, is_gzip=is_gzip)
+
+    def _replay(self, name: str, request: web.Request) -> tuple[Script, Answer]:
+        try:
+            script = self.script.changed_by(request.headers)
+            recording = self._recordings[name]
+        except (KeyError, ValueError) as error:
+            why = f"no such recording: {name}" if isinstance(error, KeyError) else str(error)
+            return self.script, _failed(openai_failure(400, f"The stand-in cannot take this: {why}."))
+        return script, _replayed(recording, script)
 
 
 def _answered(dialect: Dialect, call: Call, headers: Mapping[str, str], *, is_gzip: bool) -> Answer:

@@ -136,6 +136,11 @@ BODIES: dict[bytes, dict[str, str]] = {
     b'{"stream_options": {"include_usage": 1, "x": 2}, "stream_options": {"x": 3}}': {},
     b'{"stream_options": {"x": 3}, "stream_options": {"include_usage": 1, "x": 2}}': {"stream_usage": "1"},
     b'{"stream_options": [{"include_usage": true}], "include_usage": true}': {},
+    b'{"stream_options": {"x": [{"y": []}], "z": {}, "include_usage": true}, "n": 2}': {
+        "stream_usage": "true",
+        "n": "2",
+    },
+    b'{"x": {"y": [], "include_usage": true}, "stream_options": {"x": 1}, "z": [{}, {"include_usage": true}]}': {},
 }
 
 

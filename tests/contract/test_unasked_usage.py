@@ -7,6 +7,7 @@ import json
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -146,6 +147,52 @@ async def test_a_call_that_asks_itself_or_is_no_stream_goes_on_as_it_is(mesh: Me
     for body in UNTOUCHED:
         call = await mesh.call(post(ASKING, body))
         assert (call.received[0].body, call.answer.status) == (body, 200), body
+
+
+def any_body(random: Random) -> dict[str, Any]:
+    """A call for a stream, with whatever beside it."""
+    keys = ["stream_options", "include_usage", "stream", "model", "x", "\u00e9", 'quo"te', "back\\\\slash", "{", ""]
+    leaves = (None, True, False, 0, 1, 2.5, -1e30, "", "text", 'a "quoted" {brace}', "\u00e9\U0001f600\n", "\\\\")
+
+    def value(depth: int) -> Any:
+        kind = random.random()
+        if depth == 0 or kind < 0.5:
+            return random.choice(leaves)
+        if kind < 0.7:
+            return [value(depth - 1) for _ in range(random.randrange(3))]
+        return {random.choice(keys): value(depth - 1) for _ in range(random.randrange(4))}
+
+    members = [(random.choice(keys), value(3)) for _ in range(random.randrange(6))] + [("stream", True)]
+    random.shuffle(members)
+    return dict(members) | {"stream": True}
+
+
+def asked(body: dict[str, Any]) -> dict[str, Any]:
+    """What a provider should understand of it."""
+    options = body.get("stream_options")
+    if options is None:
+        return body | {"stream_options": {"include_usage": True}}
+    if not isinstance(options, dict) or isinstance(options.get("include_usage"), dict | list):
+        return body  # the provider will refuse it
+    return body | {"stream_options": options | {"include_usage": True}}
+
+
+async def test_whatever_a_body_holds_its_provider_understands_one_thing_more(mesh: Mesh) -> None:
+    random = Random(5)
+    for _ in range(300):
+        body = any_body(random)
+        spaces = random.choice(((",", ":"), (", ", ": "), (" ,\n", " :\t")))
+        text = json.dumps(body, separators=spaces, ensure_ascii=random.random() < 0.5).encode()
+        call = await mesh.call(post(ASKING, text))
+        options = body["stream_options"] if isinstance(body.get("stream_options"), dict) else {}
+        told = {"model": body.get("model"), "stream_usage": options.get("include_usage")}
+        for name, value in told.items():
+            if isinstance(value, bool) or (isinstance(value, str) and value):
+                assert call.facts[name] == (value if isinstance(value, str) else str(value).lower()), text
+        if options.get("include_usage") in (True, 1, "1", "true"):
+            assert call.received[0].body == text
+        else:
+            assert json.loads(call.received[0].body) == asked(body), text
 
 
 async def test_a_body_in_chunks_is_edited_too(mesh: Mesh) -> None:

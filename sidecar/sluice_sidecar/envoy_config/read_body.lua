@@ -150,6 +150,7 @@ local function values_at(s, wanted, note)
   local found, root = {}, nil
   local i, size, depth = 1, #s, 0
   local facts, into, key, is_key
+  local facts_inside, into_inside -- of the object at depth 2 that is open
   while i <= size and escaped <= MOST_ESCAPED do
     local c = byte(s, i)
     if key and c > 32 and c ~= 58 then -- neither space nor colon: the value of a fact begins
@@ -171,15 +172,22 @@ local function values_at(s, wanted, note)
         facts, into, root = wanted, found, root or i
       elseif depth == 2 and c == 123 and key then
         facts, into = facts[key], {}
-        found[key] = into
+        found[key], facts_inside, into_inside = into, facts, into
       else
         facts = nil
+        if depth == 2 then facts_inside = nil end
       end
       key, is_key = nil, facts ~= nil
     elseif c == 125 or c == 93 then
       depth = depth - 1
-      facts, into, key, is_key = depth == 1 and wanted or nil, found, nil, false
-      if depth <= 0 then break end
+      facts, into, key, is_key = nil, found, nil, false
+      if depth == 1 then
+        facts = wanted
+      elseif depth == 2 then
+        facts, into = facts_inside, into_inside
+      elseif depth <= 0 then
+        break
+      end
     elseif c == 44 then
       key, is_key = nil, facts ~= nil
     end

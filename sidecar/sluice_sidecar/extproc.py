@@ -11,6 +11,9 @@ Theory of operation
 
     A call that was cut (its client left, the provider broke off) closes its stream like any other, a moment later and
     without a word. That it was cut comes by another way, Envoy's access log of cut calls, and comes first: `feed_log`.
+    The log also tells how much was said in a stream that was not asked for its usage, as Envoy has counted it. Such a
+    stream ends there, cut or not. A usage that Envoy has read all the same, and tells after its log, still replaces it.
+
     The log also tells how many bytes of the answer had gone by. Those that were not read here, or not yet, are all that
     is known of its output; without them, whoever hangs up just before the usage would pay for the input alone.
 
@@ -49,6 +52,7 @@ from sluice_sidecar.protos import (
     is_envoys_own,
     lease_in,
     refusal_in,
+    said_in,
 )
 from sluice_sidecar.rls import CallFacts
 
@@ -97,14 +101,20 @@ class WatchedCalls:
             if lease:
                 stream = self.streams.get(lease) or self.open()
                 stream.see_attempts(entry.common_properties.upstream_request_attempt_count)
-                stream.cut(lease, entry.response.response_code.value, entry.response.response_body_bytes)
+                said = said_in(entry.common_properties.metadata)
+                status, sent = entry.response.response_code.value, entry.response.response_body_bytes
+                if said is not None and not entry.common_properties.response_flags.ByteSize():
+                    stream.whole(lease, status, said)
+                else:
+                    stream.cut(lease, status, sent, said)
 
 
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_attempts", "_calls", "_cut", "_ended", "_facts", "_is_stream", "_permit", "_read", "_reader",
-                 "_sees_body", "_sent", "_status", "_usage_of_envoy", "_usage_of_headers")  # fmt: skip
+    __slots__ = ("_attempts", "_calls", "_cut", "_ended", "_facts", "_is_stream", "_late", "_permit", "_read",
+                 "_reader", "_said", "_sees_body", "_sent", "_status", "_usage_of_envoy",
+                 "_usage_of_headers")  # fmt: skip
 
     def __init__(self, calls: WatchedCalls) -> None:
         self._calls = calls
@@ -121,10 +131,13 @@ class CallStream:
         self._sent = 0
         self._read = 0
         self._is_stream = False
+        self._said: int | None = None
+        self._late: Permit | None = None
 
     def feed(self, message: ProcessingRequest) -> bool:
         """Take one message. True if nothing more is of interest, and the stream may be ended."""
         if self._permit is None and not self._claim(lease_in(message.metadata_context)):
+            self._see_late(message)
             return True
         kind = message.WhichOneof("request")
         if kind == "response_headers":
@@ -142,14 +155,20 @@ class CallStream:
         """Envoy has sent the call to its provider that often."""
         self._attempts = min(max(self._attempts, attempts), MOST_ATTEMPTS)
 
-    def cut(self, lease: str, status: int, sent: int) -> None:
+    def whole(self, lease: str, status: int, said: int) -> None:
+        """A stream has come to its end, answered with this status; `said` are the characters counted in it."""
+        if self._permit is not None or self._claim(lease):
+            self._status, self._said, self._late = self._status or status, said, self._permit
+            self.close()
+
+    def cut(self, lease: str, status: int, sent: int, said: int | None = None) -> None:
         """The call was cut: it ends now.
 
         `status` is the one its client was answered with, 0 if there was none; `sent` are the bytes of the answer's
-        body that had gone by.
+        body that had gone by, and `said` the characters in them, where Envoy has counted them.
         """
         if self._permit is not None or self._claim(lease):
-            self._cut, self._sent = True, sent
+            self._cut, self._sent, self._said = True, sent, said
             if self._status is None and status in _NEVER_ENVOYS:
                 self._hear(status, {}, "")
             # The stream may still be about to tell of an answer that Envoy made up, for a provider out of reach.
@@ -201,11 +220,23 @@ class CallStream:
             usage, seen = usage or self._reader.finish(), self._reader.seen_output
             # A stream that was not asked for its usage: all that is to be known of its output was seen.
             complete = complete and not (usage is None and seen and self._is_stream)
-        if self._sent > self._read:
+        elif self._said is not None:
+            seen = self._said
+            complete = complete and not (usage is None and seen)
+        if self._sent > self._read and self._said is None:
             unread, event_bytes = self._sent - self._read, facts.shape.response.event_bytes
             seen += unread_output(unread, event_bytes, facts.estimate, is_stream=self._is_stream)
         settlement = settle(self._status, usage, facts.estimate, complete=complete, seen_output=seen, scale=facts.scale)
         return settlement, usage
+
+    def _see_late(self, message: ProcessingRequest) -> None:
+        """Envoy's reading of a stream that its log has ended."""
+        self._see_envoys_usage(message.metadata_context.typed_filter_metadata)
+        if self._late is None or self._facts is None or self._usage_of_envoy is None:
+            return
+        settlement, _ = self._settlement(self._facts)
+        if settlement.charge is not None and settlement.settled is Settled.COMMITTED:
+            self._late.commit_tokens(settlement.charge, self._calls.gate.clock(), settlement.settled)
 
     def _claim(self, lease: str) -> bool:
         permit = self._calls.gate.engine.claim(lease, self._calls.gate.clock()) if lease else None

@@ -25,6 +25,8 @@ __all__ = [
     "LEASE_NAMESPACE",
     "RATE_LIMIT",
     "REFUSAL_NAMESPACE",
+    "SAID",
+    "STREAM_NAMESPACE",
     "USAGE_NAMESPACE",
     "DecodeError",
     "ProcessingRequest",
@@ -37,6 +39,7 @@ __all__ = [
     "lease_in",
     "rate_limit_request",
     "refusal_in",
+    "said_in",
 ]
 
 RATE_LIMIT: Final = "envoy.service.ratelimit.v3.RateLimitService"
@@ -46,6 +49,10 @@ LEASE_NAMESPACE: Final = "envoy.filters.http.ratelimit"
 """Where Envoy keeps the `dynamic_metadata` of our admission answers."""
 REFUSAL_NAMESPACE: Final = "sluice.refusal"
 """Where Envoy puts the body of a provider's refusal, for the gate to see why."""
+STREAM_NAMESPACE: Final = "sluice.stream"
+"""Where Envoy keeps what it knows of a stream that was not asked for its usage."""
+SAID: Final = "said"
+"""How many characters went by in it, of what the model says."""
 ATTRIBUTES: Final = ("upstream.request_attempt_count", "response.code_details")
 """What Envoy tells of an answer besides."""
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
@@ -122,6 +129,13 @@ def lease_in(metadata: Any) -> str:
 def refusal_in(metadata: Any) -> str:
     """The body of a provider's refusal, from the same place; empty if there is none."""
     return _text_in(metadata.filter_metadata, REFUSAL_NAMESPACE, "body")
+
+
+def said_in(metadata: Any) -> int | None:
+    """The characters that Envoy has counted in a stream, from the same place; None if it has not."""
+    namespaces = metadata.filter_metadata
+    fields = namespaces[STREAM_NAMESPACE].fields if STREAM_NAMESPACE in namespaces else {}
+    return int(fields[SAID].number_value) if SAID in fields else None
 
 
 def _text_in(structs: Any, name: str, field: str) -> str:

@@ -13,7 +13,7 @@ import anthropic
 import openai
 import pytest
 
-from standin import Ending, Point, Script, StandIn, main
+from standin import Ending, Point, Recording, Script, StandIn, main
 
 ASK: Any = [{"role": "user", "content": "How many tokens are in this sentence?"}]
 
@@ -287,3 +287,17 @@ async def test_json_is_compressed_for_those_who_take_it(gpt: openai.AsyncOpenAI,
     raw = await gpt.chat.completions.with_raw_response.create(model="gpt-x", messages=ASK)
     assert raw.headers["content-encoding"] == "gzip"
     assert raw.parse().usage is not None
+
+
+async def test_a_recording_is_given_out_as_it_is_whatever_is_asked() -> None:
+    recorded = Recording({"content-type": "application/x-ndjson", "x-told": "7"}, b'{"a": 1}\n{"b": 2}\n')
+    async with StandIn(recordings={"one": recorded}) as server:
+        status, headers, body = await post(f"{server.url}/any/path", {}, x_standin_recording="one")
+        assert (status, headers["content-type"], headers["x-told"], body) == (
+            200,
+            "application/x-ndjson",
+            "7",
+            recorded.body,
+        )
+        status, _, body = await post(f"{server.url}/any/path", {}, x_standin_recording="two")
+        assert (status, b"no such recording: two" in body) == (400, True)

@@ -19,7 +19,8 @@ from helpers.mesh import SUBJECTS, Mesh, limits_of, running_mesh
 from helpers.recording import Observed, RecordingProvider, post, send
 from sluice.config.merge import Configuration, merge
 from sluice.config.types import StreamUsage
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN, Api
+from sluice.usage.readers import reader_for
 from sluice_sidecar.envoy_config import facts
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
@@ -261,14 +262,41 @@ async def test_an_event_goes_on_before_the_next_one_comes(mesh: Mesh) -> None:
     writer.close()
 
 
-async def test_where_usage_is_guessed_the_gate_is_shown_the_streams_that_nobody_asked(mesh: Mesh) -> None:
-    seen, stream = await answered(mesh, GUESSING, b'{"stream":true}', (SAID, STOPPED, DONE))
-    parts = [message.response_body.body for kind, message in stream.messages if kind == "response_body"]
-    assert (seen, b"".join(parts)) == (SAID + STOPPED + DONE,) * 2
+async def test_where_usage_is_guessed_the_gate_is_told_what_was_said_and_shown_nothing(mesh: Mesh) -> None:
+    escaped = chunk(choices=[{"delta": {"content": 'Gr\u00fc\u00dfe "\\\U0001f30a"\n'}, "text": None}])
+    plain = 'data: {"choices":[{"delta":{"content":"Gr\u00fc\u00dfe \U0001f30a","refusal":null}}]}\n\n'.encode()
+    for parts in ((SAID, STOPPED, DONE), (escaped, plain, DONE), (SAID + escaped[:70], escaped[70:] + DONE)):
+        seen, stream = await answered(mesh, GUESSING, b'{"stream":true}', parts)
+        assert (seen, stream.kinds) == (b"".join(parts), ["request_headers", "response_headers"])
+        assert mesh.gate.said[stream.lease] == spoken(b"".join(parts))
     for body in (b'{"stream":true,"stream_options":{"include_usage":true}}', b"{}"):
         seen, stream = await answered(mesh, GUESSING, body)
         assert (seen, stream.usage) == (b"".join(STREAM), (3, 4))
-        assert "response_body" not in stream.kinds
+        assert stream.lease not in mesh.gate.said
+
+
+def spoken(stream: bytes) -> int:
+    """The characters of a stream that our own reader counts."""
+    reader = reader_for(BUILT_IN.profile("openai").shape("completions").response, "text/event-stream")
+    assert reader is not None
+    reader.feed(stream)
+    reader.finish()
+    return reader.seen_output
+
+
+async def test_what_was_said_is_told_of_a_stream_that_is_cut_too(mesh: Mesh) -> None:
+    async def broken_off(request: web.BaseRequest) -> web.StreamResponse:
+        response = await streaming(SAID, SAID)(request)
+        assert request.transport is not None
+        request.transport.close()
+        return response
+
+    mesh.provider.answer = broken_off
+    with pytest.raises(asyncio.IncompleteReadError):
+        await mesh.call(post(GUESSING, b'{"stream":true}'))
+    lease = mesh.gate.leases[-1]
+    await mesh.gate.until(lambda: lease in mesh.gate.cut)
+    assert mesh.gate.said[lease] == spoken(SAID + SAID)
 
 
 async def test_guessing_changes_nothing_of_a_call(mesh: Mesh) -> None:
@@ -285,9 +313,13 @@ function envoy_on_request(handle)
   local s = body:getBytes(0, body:length())
   local size, seen, outcomes = #s, {}, {}
   local function run(cuts)
-    local passes, whole, from = filter(), "", 1
-    for _, to in ipairs(cuts) do whole, from = whole .. passes(s:sub(from, to)), to + 1 end
-    whole = whole .. passes(s:sub(from)) .. passes("")
+    local shown, said, whole, from = hider(), counter("content text reasoning_content refusal arguments"), "", 1
+    for _, to in ipairs(cuts) do
+      whole = whole .. shown(s:sub(from, to))
+      said(s:sub(from, to))
+      from = to + 1
+    end
+    whole = whole .. shown(s:sub(from)) .. shown("") .. said(s:sub(from) .. "\\n")
     if not seen[whole] then outcomes[#outcomes + 1], seen[whole] = whole, true end
   end
   local each = {}
@@ -317,7 +349,7 @@ STREAMS = {
 
 
 async def test_a_stream_is_the_same_to_its_caller_however_it_was_cut() -> None:
-    script = facts.usage_hider().default_source_code
+    script = facts.unasked_streams().default_source_code
     assert script is not None
     port = free_port()
     with short_folder() as folder:
@@ -325,7 +357,8 @@ async def test_a_stream_is_the_same_to_its_caller_however_it_was_cut() -> None:
         await asyncio.to_thread(running.__enter__)
         try:
             for stream, shown in STREAMS.items():
-                assert (await send(port, post("/", stream))).body == shown
+                outcome = shown + str(spoken(stream)).encode()
+                assert (await send(port, post("/", stream))).body == outcome
         finally:
             await asyncio.to_thread(running.__exit__, None, None, None)
 

@@ -17,7 +17,7 @@ from envoy.service.ext_proc.v3 import external_processor_pb2_grpc
 from envoy.service.ratelimit.v3 import rls_pb2, rls_pb2_grpc
 from google.protobuf.message import Message
 
-from sluice_sidecar.protos import USAGE_NAMESPACE, TokenUsage, lease_in
+from sluice_sidecar.protos import USAGE_NAMESPACE, TokenUsage, lease_in, said_in
 
 Entries = list[tuple[str, str]]
 Verdict = Callable[[Message], Awaitable[Any]]
@@ -72,6 +72,8 @@ class RecordingGate:
         self.leases: list[str] = []
         self.cut: list[str] = []
         """The leases of the calls that Envoy says were cut."""
+        self.said: dict[str, int] = {}
+        """The characters that Envoy has counted in streams, by lease."""
         self.verdict: Verdict | None = None
         self._changed = asyncio.Condition()
 
@@ -100,7 +102,12 @@ class RecordingGate:
     async def StreamAccessLogs(self, messages: AsyncIterator[Any], _context: Any) -> Any:  # noqa: N802
         async for message in messages:
             for entry in message.http_logs.log_entry:
-                self.cut.append(lease_in(entry.common_properties.metadata))
+                call = entry.common_properties
+                lease, said = lease_in(call.metadata), said_in(call.metadata)
+                if said is not None:
+                    self.said[lease] = said
+                if call.response_flags.ByteSize():
+                    self.cut.append(lease)
             await self._tell()
         return als_pb2.StreamAccessLogsResponse()
 

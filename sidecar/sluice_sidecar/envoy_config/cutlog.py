@@ -1,9 +1,10 @@
 """The access log that tells the gate of calls that were cut: by the client, by the provider, by a timeout.
 
-It tells of calls whose provider could not be reached besides, so that the gate can say so in its log.
+It tells of calls whose provider could not be reached besides, so that the gate can say so in its log; and of streams
+that were not asked for their usage, how much was said in them.
 
 The usage stream cannot tell such an ending from a clean one: both just close it, some time after the call's end.
-A whole call carries none of these flags, is not logged, and costs nothing here.
+Other whole calls are not logged, and cost nothing here.
 """
 
 from __future__ import annotations
@@ -14,9 +15,11 @@ from typing import Final
 from envoy_data_plane.envoy.config.accesslog import v3 as accesslog
 from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.extensions.access_loggers.grpc import v3 as grpc
+from envoy_data_plane.envoy.type.matcher import v3 as matcher
 
 from sluice_sidecar.envoy_config.messages import packed
 from sluice_sidecar.envoy_config.upstreams import gate_service
+from sluice_sidecar.protos import SAID, STREAM_NAMESPACE
 
 CUT: Final = (
     *("DC", "DR", "DPE"),  # the client: gone, reset, broken protocol
@@ -32,10 +35,11 @@ UNREACHED: Final = ("UH", "NC", "UF")
 
 
 def cut_log() -> accesslog.AccessLog:
-    """Each call that was cut or had nowhere to go, told to the gate at once."""
+    """Each call that was cut, had nowhere to go, or was counted as it streamed: told to the gate at once."""
+    flagged = accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=[*CUT, *UNREACHED]))
     return accesslog.AccessLog(
         name="sluice.cut_calls",
-        filter=accesslog.AccessLogFilter(response_flag_filter=accesslog.ResponseFlagFilter(flags=[*CUT, *UNREACHED])),
+        filter=accesslog.AccessLogFilter(or_filter=accesslog.OrFilter(filters=[flagged, _counted()])),
         typed_config=packed(
             grpc.HttpGrpcAccessLogConfig(
                 common_config=grpc.CommonGrpcAccessLogConfig(
@@ -47,4 +51,16 @@ def cut_log() -> accesslog.AccessLog:
                 )
             )
         ),
+    )
+
+
+def _counted() -> accesslog.AccessLogFilter:
+    """Calls of which `unasked.lua` has counted what was said."""
+    said = matcher.MetadataMatcher(
+        filter=STREAM_NAMESPACE,
+        path=[matcher.MetadataMatcherPathSegment(key=SAID)],
+        value=matcher.ValueMatcher(present_match=True),
+    )
+    return accesslog.AccessLogFilter(
+        metadata_filter=accesslog.MetadataFilter(matcher=said, match_if_key_not_found=False)
     )

@@ -21,6 +21,7 @@ from envoy_data_plane.envoy.type.metadata import v3 as metadata
 from envoy_data_plane.google.protobuf import Struct
 
 from sluice.config.merge import Provider
+from sluice.config.types import StreamUsage
 from sluice.usage.profiles import Shape
 from sluice.usage.profiles.profile import ModelPlace, Request
 from sluice_sidecar.envoy_config.callers import subject_actions
@@ -29,11 +30,6 @@ NAMESPACE: Final = "sluice.request"
 
 FACTS: Final = ("model", "max_output_tokens", "n", "stream", "stream_usage")
 """What is told of a call, whatever its API calls it: entries of the descriptor, and keys of the metadata."""
-
-MARKS: Final = "sluice.stream"
-"""Where `read_body.lua` marks the streams that are not asked for their usage."""
-READ: Final = "read"
-"""The mark of those whose body the gate is to be shown."""
 
 
 def body_reader() -> lua.Lua:
@@ -44,9 +40,15 @@ def body_reader() -> lua.Lua:
     return _script("read_body.lua")
 
 
-def usage_hider() -> lua.Lua:
-    """Takes the usage out of the streams for which `read_body.lua` has asked for it on the caller's behalf."""
-    return _script("hide_usage.lua")
+def unasked_streams() -> lua.Lua:
+    """Hides the usage of the streams that `read_body.lua` has asked for it, and counts what the others bring."""
+    return _script("unasked.lua")
+
+
+def texts(shape: Shape) -> lua.LuaPerRoute:
+    """Where the text stands in the streams of this API."""
+    members = [member for place in shape.response.stream_text for member in place.members]
+    return lua.LuaPerRoute(filter_context=Struct.from_dict({"text": " ".join(members)}))
 
 
 def refusal_reader() -> lua.Lua:
@@ -60,14 +62,17 @@ def refusals(provider: Provider) -> lua.LuaPerRoute:
     return lua.LuaPerRoute(filter_context=Struct.from_dict({"statuses": " ".join(map(str, statuses))}))
 
 
-def reading(provider: Provider, shape: Shape) -> lua.LuaPerRoute:
-    """What the reader looks for in a call to this API. One text each: the reader remembers what it means."""
+def reading(shape: Shape, unasked: StreamUsage | None) -> lua.LuaPerRoute:
+    """What the reader looks for in a call to this API, and what it does about a stream that is not asked for its usage.
+
+    One text each: the reader remembers what it means.
+    """
     request = shape.request
     told = {"facts": " ".join(f"{field}={fact}" for field, fact in _fields(request))}
     if request.model is ModelPlace.PATH:
         told["path"] = " ".join(request.model_after)
-    if request.stream_usage:
-        told |= {"switch": request.stream_usage, "unasked": provider.stream_usage.lower()}
+    if unasked is not None:
+        told |= {"switch": request.stream_usage, "unasked": unasked.lower()}
     return lua.LuaPerRoute(filter_context=Struct.from_dict(dict(told)))
 
 

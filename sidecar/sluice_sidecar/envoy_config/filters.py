@@ -17,7 +17,6 @@ from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.ratelimit import v3 as ratelimit_service
 from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.http.ext_proc import v3 as ext_proc
-from envoy_data_plane.envoy.extensions.filters.http.lua import v3 as lua
 from envoy_data_plane.envoy.extensions.filters.http.ratelimit import v3 as ratelimit
 from envoy_data_plane.envoy.extensions.filters.http.router import v3 as router
 from envoy_data_plane.envoy.extensions.filters.network.http_connection_manager import v3 as hcm
@@ -28,7 +27,7 @@ from envoy_data_plane.google.protobuf import Any
 from sluice.config.merge import Configuration, Provider
 from sluice.config.types import FailurePolicy
 from sluice.core.limits import MILLISECOND
-from sluice.usage.profiles.profile import Profile, Response
+from sluice.usage.profiles.profile import Profile, Response, Shape
 from sluice.usage.word import headers_of
 from sluice_sidecar.envoy_config import facts
 from sluice_sidecar.envoy_config.following import filter_file, followed
@@ -40,7 +39,7 @@ from sluice_sidecar.settings import UsageSource
 
 DOMAIN: Final = "sluice"
 
-HIDE_USAGE: Final = "sluice.hide_usage"
+UNASKED: Final = "sluice.unasked"
 READ_BODY: Final = "sluice.read_body"
 ADMISSION: Final = {FailurePolicy.ALLOW: "sluice.admission.allow", FailurePolicy.DENY: "sluice.admission.deny"}
 """Whether a call passes when the gate cannot be asked is fixed for a filter, so there are two; a route gives its
@@ -76,7 +75,7 @@ AI_PROTOCOL_MANAGER: Final = "envoy.extensions.filters.http.ai_protocol_manager.
 def http_filters(configuration: Configuration, settings: EnvoySettings) -> Iterator[hcm.HttpFilter]:
     """The whole chain, in order."""
     # Answers pass it last, so that whoever reads usage has read it. Most routes have no use for it, and do without it.
-    yield hcm.HttpFilter(name=HIDE_USAGE, typed_config=packed(facts.usage_hider()), disabled=True)
+    yield hcm.HttpFilter(name=UNASKED, typed_config=packed(facts.unasked_streams()), disabled=True)
     yield _filter(READ_BODY, facts.body_reader())
     for name, config in admission_filters(configuration, settings).items():
         yield _filter(name, config) if settings.xds_folder is None else _followed_filter(name, settings.xds_folder)
@@ -124,9 +123,9 @@ def _admission(policy: FailurePolicy, timeout: timedelta) -> ratelimit.RateLimit
     )
 
 
-def hiding_usage() -> Any:
-    """For a route on which usage may have to be hidden."""
-    return packed(route.FilterConfig(config=packed(lua.LuaPerRoute())))
+def unasked_streams(shape: Shape) -> Any:
+    """For a route on which a stream may tell no usage, or more than its caller asked for."""
+    return packed(route.FilterConfig(config=packed(facts.texts(shape))))
 
 
 def reading_refusals(provider: Provider) -> Any:

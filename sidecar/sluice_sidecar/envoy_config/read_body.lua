@@ -11,8 +11,8 @@
 --   switch  "stream_options.include_usage": what a call sets to be told the usage of a stream
 --   unasked "inject" or "estimate": what becomes of a stream that does not set it
 --
--- `inject` sets the switch in the body's text, in place, and marks the call, so that `hide_usage.lua` takes the chunk out
--- that its caller did not ask for. `estimate` marks it for another route, on which the gate is shown the answer's body.
+-- `inject` sets the switch in the body's text, in place, and marks the call, so that `unasked.lua` takes the chunk out that
+-- its caller did not ask for. `estimate` marks it for that script to count what streams.
 
 local NAMESPACE = "sluice.request"
 local MARKS = "sluice.stream"
@@ -288,7 +288,6 @@ function envoy_on_request(handle)
       metadata:set(MARKS, "hide", "1")
     end
   elseif unasked == "estimate" then
-    metadata:set(MARKS, "read", "1")
-    handle:clearRouteCache()
+    metadata:set(MARKS, "count", "1")
   end
 end

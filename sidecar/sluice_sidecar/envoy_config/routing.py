@@ -7,8 +7,8 @@ clusters, never in the listener: a changed listener is drained, changed routes a
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import timedelta
 from typing import Final
 
@@ -16,7 +16,6 @@ from envoy_data_plane.envoy.config.core import v3 as core
 from envoy_data_plane.envoy.config.route import v3 as route
 from envoy_data_plane.envoy.extensions.filters.http.ratelimit import v3 as ratelimit
 from envoy_data_plane.envoy.type.matcher import v3 as matcher
-from envoy_data_plane.google.protobuf import Any
 
 from sluice.config.merge import Configuration, Provider
 from sluice.config.types import StreamUsage
@@ -112,41 +111,29 @@ def _routes(served: _Served, prefix: str) -> Iterator[route.Route]:
     admission = filters.ADMISSION[served.provider.failure_policy]
     for match, shape in _apis(served.provider.profile, prefix):
         descriptor = ratelimit.RateLimitPerRoute(rate_limits=[facts.descriptor(served.provider, shape)])
+        usage, unasked = filters.usage_source(shape.response, served.settings), None
+        if shape.request.stream_usage:
+            unasked = served.provider.stream_usage
+            if unasked is StreamUsage.ESTIMATE and filters.READ_USAGE not in usage:
+                unasked = None  # the gate is shown the body
         configs = {
-            filters.READ_BODY: packed(facts.reading(served.provider, shape)),
+            filters.READ_BODY: packed(facts.reading(shape, unasked)),
             admission: packed(descriptor),
-            **filters.usage_source(shape.response, served.settings),
+            **usage,
         }
         if served.provider.profile.word.refusals:
             configs[filters.READ_REFUSAL] = filters.reading_refusals(served.provider)
-        if shape.request.stream_usage and served.provider.stream_usage is StreamUsage.INJECT:
-            configs[filters.HIDE_USAGE] = filters.hiding_usage()
-        elif shape.request.stream_usage and filters.READ_USAGE in configs:
-            shown = configs | {filters.USAGE_STREAM: filters.observed_body()}
-            yield _route(served, prefix, _marked(match, facts.READ), shown)
-        yield _route(served, prefix, match, configs)
-
-
-def _route(served: _Served, prefix: str, match: route.RouteMatch, configs: Mapping[str, Any]) -> route.Route:
-    return route.Route(
-        name=served.provider.name,
-        match=match,
-        route=_action(served, prefix),
-        request_headers_to_add=served.headers_to_add,
-        request_headers_to_remove=served.headers_to_remove,
-        request_body_buffer_limit=served.settings.body_limit,
-        typed_per_filter_config=dict(configs),
-    )
-
-
-def _marked(match: route.RouteMatch, mark: str) -> route.RouteMatch:
-    """Of the calls that match, those that `read_body.lua` has marked."""
-    condition = matcher.MetadataMatcher(
-        filter=facts.MARKS,
-        path=[matcher.MetadataMatcherPathSegment(key=mark)],
-        value=matcher.ValueMatcher(present_match=True),
-    )
-    return replace(match, dynamic_metadata=[condition])
+        if unasked is not None:
+            configs[filters.UNASKED] = filters.unasked_streams(shape)
+        yield route.Route(
+            name=served.provider.name,
+            match=match,
+            route=_action(served, prefix),
+            request_headers_to_add=served.headers_to_add,
+            request_headers_to_remove=served.headers_to_remove,
+            request_body_buffer_limit=served.settings.body_limit,
+            typed_per_filter_config=configs,
+        )
 
 
 def _first_value(header: str) -> core.HeaderValueOption:

@@ -22,7 +22,18 @@ from sluice.core.words import Amount, RefusedAs
 from sluice.usage.profiles.profile import Response
 from sluice_sidecar.extproc import WatchedCalls
 from sluice_sidecar.gate import Gate
-from sluice_sidecar.protos import LEASE_NAMESPACE, REFUSAL_NAMESPACE, ProcessingRequest, RateLimitRequest
+from sluice_sidecar.protos import (
+    COMPLETE,
+    LEASE_NAMESPACE,
+    REFUSAL_NAMESPACE,
+    SAID,
+    STREAM_NAMESPACE,
+    USAGE_NAMESPACE,
+    ProcessingRequest,
+    RateLimitRequest,
+    StreamAccessLogsMessage,
+    TokenUsage,
+)
 from sluice_sidecar.rls import RateLimitService
 
 EVENT_BYTES = Response().event_bytes
@@ -120,6 +131,29 @@ def piece(body: bytes) -> ProcessingRequest:
     return message
 
 
+def told(**counts: int) -> ProcessingRequest:
+    """The end of an answer whose usage Envoy has read."""
+    usage = TokenUsage(extraction_status=COMPLETE)
+    for name, count in counts.items():
+        getattr(usage, name).value = count
+    message = ProcessingRequest()
+    message.response_trailers.SetInParent()
+    message.metadata_context.typed_filter_metadata[USAGE_NAMESPACE].value = usage.SerializeToString()
+    return message
+
+
+def log_of(lease: str, said: int, *, cut: bool = False, sent: int = 0) -> StreamAccessLogsMessage:
+    """What Envoy's log says of a stream in which it has counted."""
+    message = StreamAccessLogsMessage()
+    entry = message.http_logs.log_entry.add()
+    entry.response.response_code.value, entry.response.response_body_bytes = 200, sent
+    metadata = entry.common_properties.metadata.filter_metadata
+    metadata[LEASE_NAMESPACE].fields["lease"].string_value = lease
+    metadata[STREAM_NAMESPACE].fields[SAID].number_value = said
+    entry.common_properties.response_flags.downstream_connection_termination = cut
+    return message
+
+
 async def test_a_cut_call_is_charged_its_input_and_what_was_seen_of_it() -> None:
     calls = Calls()
     lease = await calls.admit()
@@ -146,6 +180,42 @@ async def test_a_stream_that_told_no_usage_is_charged_what_went_by(events: int) 
     last.response_body.end_of_stream = True
     assert stream.feed(last)
     assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10 * events, 0, 1)
+
+
+@pytest.mark.parametrize(("said", "charged"), [(40, INPUT + 10), (4000, INPUT + 1000), (0, ESTIMATE)])
+async def test_a_stream_that_envoy_has_counted_is_charged_that_and_ends_at_once(said: int, charged: int) -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.feed(answer("text/event-stream"))
+    calls.watched.feed_log(log_of(lease, said))
+    assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (charged, 0, 1)
+    calls.watched.feed_log(log_of(lease, 10**9))
+    stream.close()
+    assert calls.tokens == charged
+
+
+async def test_a_stream_that_was_cut_is_charged_what_envoy_has_counted_and_not_its_bytes() -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    calls.watched.feed_log(log_of(lease, 40, cut=True, sent=10**9))
+    assert (calls.tokens, calls.alice.in_flight, calls.alice.estimated) == (INPUT + 10, 0, 1)
+
+
+async def test_a_usage_that_is_told_after_all_replaces_what_was_counted() -> None:
+    for usage_first in (True, False):
+        calls = Calls()
+        lease = await calls.admit()
+        stream = calls.watched.open()
+        stream.feed(beginning(lease))
+        stream.feed(answer("text/event-stream"))
+        for turn in (usage_first, not usage_first):
+            if turn:
+                assert stream.feed(told(input_tokens=3, output_tokens=4))
+            else:
+                calls.watched.feed_log(log_of(lease, 4000))
+        assert (calls.tokens, calls.alice.in_flight, calls.alice.committed) == (7, 0, 1)
 
 
 async def test_a_stream_of_nothing_that_could_be_read_leaves_its_estimate() -> None:

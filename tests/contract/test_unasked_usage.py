@@ -305,6 +305,22 @@ async def test_guessing_changes_nothing_of_a_call(mesh: Mesh) -> None:
         assert (call.received[0].body, call.received[0].target) == (body, "/v1/chat/completions"), body
 
 
+async def test_a_changed_stream_usage_is_in_force_at_once() -> None:
+    async with running_mesh(configuration, live=True) as mesh:
+        (asking, guessing) = configuration(f"http://127.0.0.1:{mesh.provider_port}").documents
+        body = b'{"stream":true}'
+        assert (await mesh.call(post(ASKING, body))).received[0].body != body
+        mesh.write(
+            replace(asking, stream_usage=StreamUsage.ESTIMATE), replace(guessing, stream_usage=StreamUsage.INJECT)
+        )
+        mesh.provider.answer = streaming(*STREAM)
+        async with asyncio.timeout(5):
+            while (await mesh.call(post(ASKING, body))).received[0].body != body:
+                pass
+            while (await mesh.call(post(GUESSING, body))).answer.body != SAID + STOPPED + DONE:
+                pass
+
+
 # Every way in which a stream may be cut on its way, tried by Envoy itself: it runs the script as it stands.
 
 CUTTER = """

@@ -106,7 +106,7 @@ class WatchedCalls:
                 if said is not None and not entry.common_properties.response_flags.ByteSize():
                     stream.whole(lease, status, said)
                 else:
-                    stream.cut(lease, status, sent, said)
+                    stream.cut(lease, status, sent, said, entry.response.response_headers.get("content-type", ""))
 
 
 class CallStream:
@@ -161,14 +161,16 @@ class CallStream:
             self._status, self._said, self._late = self._status or status, said, self._permit
             self.close()
 
-    def cut(self, lease: str, status: int, sent: int, said: int | None = None) -> None:
+    def cut(self, lease: str, status: int, sent: int, said: int | None = None, content_type: str = "") -> None:
         """The call was cut: it ends now.
 
         `status` is the one its client was answered with, 0 if there was none; `sent` are the bytes of the answer's
-        body that had gone by, and `said` the characters in them, where Envoy has counted them.
+        body that had gone by, of this type, and `said` the characters in them, where Envoy has counted them.
         """
         if self._permit is not None or self._claim(lease):
             self._cut, self._sent, self._said = True, sent, said
+            # The answer's headers may still be under way here: the log is told at once.
+            self._is_stream = self._is_stream or is_stream(content_type)
             if self._status is None and status in _NEVER_ENVOYS:
                 self._hear(status, {}, "")
             # The stream may still be about to tell of an answer that Envoy made up, for a provider out of reach.

@@ -300,6 +300,7 @@ async def test_the_gate_is_told_at_once_of_a_call_that_was_cut(mesh: Mesh) -> No
     client_left = mesh.gate.leases[-1]
     writer.close()
     await mesh.gate.until(lambda: client_left in mesh.gate.cut)
+    assert mesh.gate.cut[client_left] == "text/event-stream"
     over.set()
 
     mesh.provider.answer = broken_off

@@ -70,8 +70,8 @@ class RecordingGate:
         self.asked: list[Entries] = []
         self.streams: list[Observed] = []
         self.leases: list[str] = []
-        self.cut: list[str] = []
-        """The leases of the calls that Envoy says were cut."""
+        self.cut: dict[str, str] = {}
+        """The calls that Envoy says were cut: lease, and the type of the answer that was under way."""
         self.said: dict[str, int] = {}
         """The characters that Envoy has counted in streams, by lease."""
         self.verdict: Verdict | None = None
@@ -107,7 +107,7 @@ class RecordingGate:
                 if said is not None:
                     self.said[lease] = said
                 if call.response_flags.ByteSize():
-                    self.cut.append(lease)
+                    self.cut[lease] = entry.response.response_headers.get("content-type", "")
             await self._tell()
         return als_pb2.StreamAccessLogsResponse()
 

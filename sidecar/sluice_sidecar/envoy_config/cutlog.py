@@ -48,7 +48,8 @@ def cut_log() -> accesslog.AccessLog:
                     transport_api_version=core.ApiVersion.V3,
                     buffer_flush_interval=timedelta(seconds=1),
                     buffer_size_bytes=0,  # each at once
-                )
+                ),
+                additional_response_headers_to_log=["content-type"],  # what its bytes stand for
             )
         ),
     )

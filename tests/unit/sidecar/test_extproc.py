@@ -250,6 +250,15 @@ async def test_what_a_cut_call_brought_unseen_is_judged_by_its_bytes_up_to_the_e
     assert (calls.tokens, calls.alice.estimated) == (charged, 1)
 
 
+async def test_a_log_that_comes_before_the_answers_headers_says_itself_what_its_bytes_are() -> None:
+    calls = Calls()
+    lease = await calls.admit()
+    stream = calls.watched.open()
+    stream.feed(beginning(lease))
+    stream.cut(lease, 200, 20 * EVENT_BYTES, content_type="text/event-stream")
+    assert calls.tokens == INPUT + 20
+
+
 async def test_what_the_log_knows_of_and_the_stream_has_not_told_yet_is_added_to_what_was_seen() -> None:
     calls = Calls()
     lease = await calls.admit()

@@ -313,9 +313,9 @@ class Sidecar:
         hurried.cancel()
         totals = self._engine.summary().totals
         logger.info(
-            "%s: %d calls admitted, %d committed, %d estimated, %d refunded",
+            "%s: %d call%s admitted, %d committed, %d estimated, %d refunded",
             f"{left} call{'s are' if left > 1 else ' is'} cut" if left else "every call has ended",
-            totals.admitted, totals.committed, totals.estimated, totals.refunded,
+            totals.admitted, "" if totals.admitted == 1 else "s", totals.committed, totals.estimated, totals.refunded,
         )  # fmt: skip
         return 1 if hurry.is_set() and left else 0
 

@@ -14,7 +14,7 @@ from typing import Final, TextIO
 from urllib.parse import urlencode
 
 from sluice.config.document import to_manifest
-from sluice.config.merge import conflicts
+from sluice.config.merge import Provider, conflicts
 from sluice.config.render import document_text, envoy_config_map, limits_config_map, limits_text
 from sluice.config.types import ProviderLimits
 from sluice.errors import InvalidDocument, SluiceError
@@ -111,9 +111,11 @@ def _check(options: argparse.Namespace) -> int:
     files = (options.file or []) + options.files
     if not files:
         options.error("name the limits documents, or folders of them: -f FILE")
-    configuration = watch.configuration(watch.read(files), watch.catalog(options.profiles))
+    catalog = watch.catalog(options.profiles)
+    configuration = watch.configuration(watch.read(files), catalog)
     for document in configuration.documents:
-        for line in _described(document):
+        provider = configuration.providers[document.provider]
+        for line in _described(document, provider, catalog.files.get(provider.name)):
             _say(line)
     if not configuration.documents:
         _say("no limits: the files say so")
@@ -205,12 +207,22 @@ def _providers(options: argparse.Namespace) -> int:
     return OK
 
 
-def _described(document: ProviderLimits) -> Iterator[str]:
-    """A document in the words of the document: the provider on one line, and each entry on a line of its own."""
+def _described(document: ProviderLimits, provider: Provider, file: str | None) -> Iterator[str]:
+    """A document in the words of the document: the provider on one line, and each entry on a line of its own.
+
+    `file`: the profile of one's own that holds for the provider, if there is one.
+    """
     manifest = to_manifest(document)["spec"]
     yield f"{document.source}: {document.name}: provider {document.provider}, {document.api} at {document.upstream}"
-    policies = f"failurePolicy {document.failure_policy}, streamUsage {document.stream_usage}"
-    yield f"  {policies}" + (", no limits" if not manifest["limits"] else "")
+    policies = [
+        f"failurePolicy {document.failure_policy}",
+        f"streamUsage {document.stream_usage}",
+        f"estimation.mode {provider.estimation.mode}",
+        *([f"profile from {file}"] if file else []),
+        *(["profile from spec.profile"] if document.profile else []),
+        *(["no limits"] if not manifest["limits"] else []),
+    ]
+    yield f"  {', '.join(policies)}"
     for entry in manifest["limits"]:
         ((kind, value),) = entry.pop("subject").items()
         source = kind if value is True else f"{kind} {value}"

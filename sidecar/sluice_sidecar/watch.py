@@ -80,7 +80,7 @@ def read(paths: Sequence[Path]) -> Reading:
 
 def configuration(reading: Reading, catalog: Catalog = BUILT_IN) -> Configuration:
     """What the files put in force together; raises `InvalidDocument` with every mistake of every file."""
-    return merge(documents(reading), catalog)
+    return merge(documents(reading, catalog), catalog)
 
 
 def catalog(folder: Path | None) -> Catalog:
@@ -94,19 +94,24 @@ def catalog(folder: Path | None) -> Catalog:
             texts[source] = content.decode("utf-8-sig")
         except UnicodeDecodeError as error:
             problems.append(_not_utf_8(source, error))
+    known = BUILT_IN
+    try:
+        known = Catalog.of_texts(texts)
+    except InvalidDocument as error:
+        problems += error.problems
     if problems:
         raise InvalidDocument(problems)
-    return Catalog.of_texts(texts)
+    return known
 
 
-def documents(reading: Reading) -> tuple[ProviderLimits, ...]:
+def documents(reading: Reading, catalog: Catalog = BUILT_IN) -> tuple[ProviderLimits, ...]:
     """The documents of all files, each sound by itself; raises `InvalidDocument` with every mistake of every file."""
     problems = list(reading.problems)
     sound: list[ProviderLimits] = []
     for source, content in reading.files:
         try:
             text = content.decode("utf-8-sig")
-            found = parse(text, source)
+            found = parse(text, source, catalog)
         except UnicodeDecodeError as error:
             problems.append(_not_utf_8(source, error))
             continue

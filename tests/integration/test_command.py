@@ -378,10 +378,32 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"{file}: openai: provider openai, OpenAI at {provider.url}\n"
-        "  failurePolicy Allow, streamUsage Estimate\n"
+        "  failurePolicy Allow, streamUsage Estimate, estimation.mode Declared\n"
         "  User (header x-user-id): requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, "
         "mode Enforce\n"
     )
+
+
+async def test_check_says_which_profiles_of_ones_own_hold(tmp_path: Path) -> None:
+    profile, file = tmp_path / "profiles" / "acme.yaml", tmp_path / "limits.yaml"
+    profile.parent.mkdir()
+    profile.write_text("provider: acme\nlike: anthropic\nupstream: https://llm.acme.example\n")
+    file.write_text(
+        "apiVersion: sluice.dev/v1alpha1\nkind: ProviderLimits\nmetadata: {name: acme}\n"
+        "spec: {provider: acme, profile: {counting: {combine: Largest}}}\n"
+    )
+
+    known = await sluice("check", "--profiles", profile.parent, file)
+    unknown = await sluice("check", file)
+
+    assert (known.code, known.err) == (0, "")
+    assert known.out == (
+        f"{file}: acme: provider acme, Anthropic at https://llm.acme.example\n"
+        f"  failurePolicy Allow, streamUsage Estimate, estimation.mode Learned, profile from {profile}, "
+        "profile from spec.profile, no limits\n"
+    )
+    assert unknown.code == 2
+    assert unknown.err.count("the provider's file in --profiles may say it instead\n") == 2
 
 
 async def test_check_takes_a_file_without_its_flag_too(file: Path) -> None:

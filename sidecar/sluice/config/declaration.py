@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
 from typing import Final
 
 from sluice.config.entries import ENTRY, MATCH, MAX_ENTRIES, SCOPE, SUBJECT, claims_of, is_spelt, words
@@ -25,7 +27,7 @@ from sluice.schema.declare import (
 from sluice.schema.yamltext import Tree
 from sluice.usage.estimation import BYTES_PER_TOKEN, DEFAULT_OUTPUT_TOKENS, DEFAULT_QUANTILE
 from sluice.usage.learning import MOST_BYTES
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN, Api, Catalog
 from sluice.usage.profiles.catalog import WITHOUT_ADDRESS, built_in_names
 from sluice.usage.profiles.declaration import OVERRIDES, PROVIDER, UPSTREAM
 from sluice.usage.profiles.profile import Mode as EstimationMode
@@ -42,15 +44,30 @@ _KNOWN: Final = {
     "upstream": (tuple(n for n in _NAMES if n not in WITHOUT_ADDRESS), "is not a provider with a built-in address"),
 }
 """The providers that need not say this, and what the others are told."""
+_FILE_SAYS_IT: Final = "outside Kubernetes the provider's file in --profiles may say it instead"
+_API: Final = Word(tuple(Api))
 
 
-def _is_complete(spec: dict[str, Tree]) -> Iterator[Mistake]:
+def _fits_the_profile(catalog: Catalog, spec: dict[str, Tree]) -> Iterator[Mistake]:
     provider = spec.get("provider")
-    if not is_sound(PROVIDER, provider) or not is_spelt(spec, SPEC):
+    if not isinstance(provider, str) or not is_sound(PROVIDER, provider):
         return
-    for name, (known, complaint) in _KNOWN.items():
-        if provider not in known and name not in spec:
-            yield Mistake(name, f"is required: {provider} {complaint} ({', '.join(known)})")
+    if file := catalog.files.get(provider):
+        yield from _fits_the_file(catalog, file, provider, spec)
+    elif is_spelt(spec, _SPEC):
+        files = f"those of --profiles are of {', '.join(sorted(catalog.files))}" if catalog.files else _FILE_SAYS_IT
+        for name, (known, complaint) in _KNOWN.items():
+            if provider not in known and name not in spec:
+                yield Mistake(name, f"is required: {provider} {complaint} ({', '.join(known)}); {files}")
+
+
+def _fits_the_file(catalog: Catalog, file: str, provider: str, spec: dict[str, Tree]) -> Iterator[Mistake]:
+    profile = catalog.profile(provider)
+    api = spec.get("api")
+    if api != profile.api and is_sound(_API, api):
+        yield Mistake("api", f"is {api}, and the profile in {file} is of {profile.api}: leave it out, or mend the file")
+    if not profile.upstream and "upstream" not in spec and is_spelt(spec, _SPEC):
+        yield Mistake("upstream", f"is required: {file} has none either; give it here or there")
 
 
 def _scopes_have_a_source(spec: dict[str, Tree]) -> Iterator[Mistake]:
@@ -162,7 +179,7 @@ def _share(name: str) -> str:
     return f"(has(a.match) && has(a.match.{name}) ? {shared} : '*' in {name}[j])"
 
 
-SPEC: Final = Object(
+_SPEC: Final = Object(
     {
         "provider": Field(
             PROVIDER,
@@ -173,7 +190,7 @@ SPEC: Final = Object(
             example="openai",
             immutable=True,
         ),
-        "api": Field(Word(tuple(Api)), "The API it speaks. Default: the built-in provider's own."),
+        "api": Field(_API, "The API it speaks. Default: the built-in provider's own."),
         "upstream": Field(
             UPSTREAM,
             "Where calls are sent. Default: the built-in provider's own.",
@@ -203,19 +220,6 @@ SPEC: Final = Object(
         ),
     },
     constraints=(
-        Constraint(
-            "A provider that is not built in has `api` and `upstream`; one without a built-in address has `upstream`.",
-            _is_complete,
-            tuple(
-                Rule(
-                    f"self.provider in {list(known)} || has(self.{name})",
-                    f"{{self.provider}} {complaint} ({', '.join(known)})",
-                    name,
-                    missing=True,
-                )
-                for name, (known, complaint) in _KNOWN.items()
-            ),
-        ),
         Constraint(
             "Some entry of each scope says where the subject is read.",
             _scopes_have_a_source,
@@ -256,6 +260,24 @@ SPEC: Final = Object(
     ),
 )
 
+
+def _fitting(catalog: Catalog) -> Constraint:
+    return Constraint(
+        "A provider that is not built in has `api` and `upstream`; one without a built-in address has `upstream`. What "
+        "its file in `--profiles` says need not be said again, and `api` is not another one than there.",
+        partial(_fits_the_profile, catalog),
+        tuple(
+            Rule(
+                f"self.provider in {list(known)} || has(self.{name})",
+                f"{{self.provider}} {complaint} ({', '.join(known)})",
+                name,
+                missing=True,
+            )
+            for name, (known, complaint) in _KNOWN.items()
+        ),
+    )
+
+
 _KEPT_BY_KUBERNETES: Final = (
     "namespace",
     "labels",
@@ -273,19 +295,31 @@ _KEPT_BY_KUBERNETES: Final = (
     "selfLink",
 )
 
-DOCUMENT: Final = Object(
-    {
-        "apiVersion": Field(Word((API_VERSION,)), "The version of this format.", required=True),
-        "kind": Field(Word((KIND,)), "What the document is.", required=True),
-        "metadata": Field(
-            Object(
-                {"name": Field(NAME, "The document's name; no other document has it.", required=True, example="openai")}
-                | {name: Field(Anything(), "Kubernetes' own.") for name in _KEPT_BY_KUBERNETES}
+
+def document(catalog: Catalog) -> Object:
+    """The declaration of a document for those who know these profiles."""
+    spec = replace(_SPEC, constraints=(_fitting(catalog), *_SPEC.constraints))
+    return Object(
+        {
+            "apiVersion": Field(Word((API_VERSION,)), "The version of this format.", required=True),
+            "kind": Field(Word((KIND,)), "What the document is.", required=True),
+            "metadata": Field(
+                Object(
+                    {
+                        "name": Field(
+                            NAME, "The document's name; no other document has it.", required=True, example="openai"
+                        )
+                    }
+                    | {name: Field(Anything(), "Kubernetes' own.") for name in _KEPT_BY_KUBERNETES}
+                ),
+                "The name, and what Kubernetes keeps beside it, which is not looked at.",
+                required=True,
             ),
-            "The name, and what Kubernetes keeps beside it, which is not looked at.",
-            required=True,
-        ),
-        "spec": Field(SPEC, "The provider and its limits.", required=True),
-        "status": Field(Anything(), "What the operator wrote of it; not looked at."),
-    }
-)
+            "spec": Field(spec, "The provider and its limits.", required=True),
+            "status": Field(Anything(), "What the operator wrote of it; not looked at."),
+        }
+    )
+
+
+DOCUMENT: Final = document(BUILT_IN)
+"""The declaration for those who know the built-in profiles alone, such as the API server."""

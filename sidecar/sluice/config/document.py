@@ -18,11 +18,11 @@ from sluice.config.types import (
 from sluice.core.keys import Scope
 from sluice.core.limits import Cap, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
-from sluice.schema.declare import Mistake, is_sound, mistakes, with_defaults
+from sluice.schema.declare import Mistake, Object, is_sound, mistakes, with_defaults
 from sluice.schema.durations import format_duration, parse_duration
 from sluice.schema.yamltext import Tree, Unreadable, read
 from sluice.usage.estimation import Estimation
-from sluice.usage.profiles import BUILT_IN, Api
+from sluice.usage.profiles import BUILT_IN, Api, Catalog
 from sluice.usage.profiles.profile import Mode as EstimationMode
 
 MAX_PROBLEMS: Final = 100
@@ -36,9 +36,10 @@ class _Manifest(NamedTuple):
     tree: Tree
 
 
-def parse(text: str, source: str) -> tuple[ProviderLimits, ...]:
+def parse(text: str, source: str, catalog: Catalog = BUILT_IN) -> tuple[ProviderLimits, ...]:
     """The documents of a YAML text, in their order; `source` is the file's name for messages.
 
+    What a document need not say of its provider is that which its profile in the catalog says.
     Empty documents are skipped, and the items of a `kind: List` (what `kubectl get -o yaml` prints) count as
     documents. Raises `InvalidDocument` with every mistake, up to `MAX_PROBLEMS` of them.
     """
@@ -48,13 +49,13 @@ def parse(text: str, source: str) -> tuple[ProviderLimits, ...]:
         manifests.extend(_manifests(text))
     except Unreadable as error:
         unreadable.append(Problem(source, "", "", str(error)))
-    return _checked(manifests, source, unreadable)
+    return _checked(manifests, source, catalog, unreadable)
 
 
 def from_manifest(manifest: Mapping[str, Any], source: str) -> ProviderLimits:
     """One document that has been read already, such as the API server's JSON; raises `InvalidDocument`."""
     tree = dict(manifest)
-    (document,) = _checked([_Manifest(_label(tree, "document"), tree)], source)
+    (document,) = _checked([_Manifest(_label(tree, "document"), tree)], source, BUILT_IN)
     return document
 
 
@@ -95,13 +96,14 @@ def _label(tree: Tree, place: str) -> str:
 
 
 def _checked(
-    manifests: Iterable[_Manifest], source: str, unreadable: Iterable[Problem] = ()
+    manifests: Iterable[_Manifest], source: str, catalog: Catalog, unreadable: Iterable[Problem] = ()
 ) -> tuple[ProviderLimits, ...]:
     manifests = tuple(manifests)
+    declared = declaration.document(catalog)
     found = (
         Problem(source, manifest.label, mistake.field, mistake.message)
         for manifest in manifests
-        for mistake in _mistakes(manifest.tree)
+        for mistake in _mistakes(declared, manifest.tree)
     )
     problems = list(islice(found, MAX_PROBLEMS))
     if next(found, None):
@@ -109,24 +111,23 @@ def _checked(
     problems.extend(unreadable)
     if problems:
         raise InvalidDocument(problems)
-    return tuple(_built(manifest.tree, source) for manifest in manifests)
+    return tuple(_built(with_defaults(declared, manifest.tree), source, catalog) for manifest in manifests)
 
 
-def _mistakes(tree: Tree) -> Iterator[Mistake]:
-    head = {name: declaration.DOCUMENT.fields[name].type for name in ("apiVersion", "kind")}
+def _mistakes(declared: Object, tree: Tree) -> Iterator[Mistake]:
+    head = {name: declared.fields[name].type for name in ("apiVersion", "kind")}
     strange = [
         name for name in head if isinstance(tree, dict) and name in tree and not is_sound(head[name], tree[name])
     ]
     if not isinstance(tree, dict) or not strange:
-        return mistakes(declaration.DOCUMENT, tree)
+        return mistakes(declared, tree)
     # Another kind of object: what its fields should be is not ours to say.
     return (mistake for name in strange for mistake in mistakes(head[name], tree[name], name))
 
 
-def _built(tree: Tree, source: str) -> ProviderLimits:
-    """The values of a sound tree."""
-    document: Any = with_defaults(declaration.DOCUMENT, tree)
-    metadata, spec = document["metadata"], _of_profile(document["spec"]["provider"]) | document["spec"]
+def _built(document: Any, source: str, catalog: Catalog) -> ProviderLimits:
+    """The values of a sound tree that has its defaults."""
+    metadata, spec = document["metadata"], _of_profile(document["spec"]["provider"], catalog) | document["spec"]
     namespace = metadata.get("namespace")
     subjects: dict[str, SubjectSource] = {}
     for entry in spec["limits"]:
@@ -147,10 +148,10 @@ def _built(tree: Tree, source: str) -> ProviderLimits:
     )
 
 
-def _of_profile(provider: str) -> dict[str, Any]:
-    if provider not in BUILT_IN.names:
+def _of_profile(provider: str, catalog: Catalog) -> dict[str, Any]:
+    if provider not in catalog.names:
         return {}
-    profile = BUILT_IN.profile(provider)
+    profile = catalog.profile(provider)
     return {"api": profile.api, **({"upstream": profile.upstream} if profile.upstream else {})}
 
 

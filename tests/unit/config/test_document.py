@@ -17,7 +17,7 @@ from sluice.core.limits import MINUTE, SECOND, Limits, Mode
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.yamltext import MAX_BYTES, write
 from sluice.usage.estimation import Estimation
-from sluice.usage.profiles import Api
+from sluice.usage.profiles import BUILT_IN, Api, Catalog
 from sluice.usage.profiles.profile import Mode as EstimationMode
 
 DOCUMENTS = Path(__file__).parents[2] / "data" / "documents"
@@ -25,9 +25,9 @@ VALID = sorted((DOCUMENTS / "valid").glob("*.yaml"))
 INVALID = sorted((DOCUMENTS / "invalid").glob("*.yaml"))
 
 
-def problems_of(text: str) -> tuple[Problem, ...]:
+def problems_of(text: str, catalog: Catalog = BUILT_IN) -> tuple[Problem, ...]:
     with pytest.raises(InvalidDocument) as raised:
-        parse(text, "limits.yaml")
+        parse(text, "limits.yaml", catalog)
     return raised.value.problems
 
 
@@ -255,3 +255,54 @@ def test_the_size_of_a_text_is_bounded() -> None:
     assert parse(text + "#" * (MAX_BYTES - len(text)), "limits.yaml")
     (problem,) = problems_of(text + "#" * (MAX_BYTES - len(text) + 1))
     assert problem.message == f"has {MAX_BYTES + 1} bytes; at most {MAX_BYTES} are read"
+
+
+# -- with profiles of one's own --------------------------------------------------------------------------------------
+
+
+ACME = Catalog.of_texts({"acme.yaml": "provider: acme\nlike: gemini\nupstream: https://llm.acme.example\n"})
+
+
+def messages(catalog: Catalog, **spec: Any) -> list[tuple[str, str]]:
+    return [(problem.field, problem.message) for problem in problems_of(json.dumps(manifest(**spec)), catalog)]
+
+
+def test_what_the_file_of_a_provider_says_need_not_be_said_again() -> None:
+    (document,) = parse(json.dumps(manifest(provider="acme")), "limits.yaml", ACME)
+
+    assert (document.api, document.upstream) == (Api.GEMINI, "https://llm.acme.example")
+
+
+def test_an_upstream_of_the_document_goes_before_that_of_the_file() -> None:
+    (document,) = parse(json.dumps(manifest(provider="acme", upstream="http://llm")), "limits.yaml", ACME)
+
+    assert document.upstream == "http://llm"
+
+
+def test_a_family_that_is_not_that_of_the_file_is_told_with_the_other_mistakes() -> None:
+    assert messages(ACME, provider="acme", api="OpenAI", upstrem="http://llm") == [
+        ("spec.upstrem", "unknown field; did you mean upstream?"),
+        ("spec.api", "is OpenAI, and the profile in acme.yaml is of Gemini: leave it out, or mend the file"),
+    ]
+
+
+def test_a_file_without_an_address_leaves_it_to_the_document() -> None:
+    catalog = Catalog.of_texts({"acme.yaml": "provider: acme\nlike: openai\n"})
+
+    assert messages(catalog, provider="acme") == [
+        ("spec.upstream", "is required: acme.yaml has none either; give it here or there")
+    ]
+
+
+@pytest.mark.parametrize(
+    ("catalog", "hint"),
+    [
+        (BUILT_IN, "outside Kubernetes the provider's file in --profiles may say it instead"),
+        (ACME, "those of --profiles are of acme"),
+    ],
+)
+def test_a_provider_nobody_knows_is_told_of_the_files_that_may_say_what_is_missing(catalog: Catalog, hint: str) -> None:
+    found = messages(catalog, provider="hyperion")
+
+    assert [field for field, _ in found] == ["spec.api", "spec.upstream"]
+    assert [message.rpartition("; ")[2] for _, message in found] == [hint, hint]

@@ -54,8 +54,9 @@ def test_every_profile_in_the_documentation_is_valid() -> None:
     assert isinstance(tree, dict)
     assert isinstance(spec := tree["spec"], dict)
     assert is_sound(OVERRIDES, spec["profile"])
-    assert Catalog.of_texts({"acme.yaml": profile}).profile("acme").shapes[0].name == "answers"
-    assert [limits.provider for limits in parse(served, "docs/providers.md")] == ["acme"]
+    catalog = Catalog.of_texts({"acme.yaml": profile})
+    assert catalog.profile("acme").shapes[0].name == "answers"
+    assert [limits.upstream for limits in parse(served, "docs/providers.md", catalog)] == ["https://llm.acme.example"]
 
 
 @pytest.mark.parametrize("path", [path for path, field in FIELDS.items() if field.example])

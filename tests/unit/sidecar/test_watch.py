@@ -11,7 +11,8 @@ import pytest
 
 from helpers.system import limits
 from sluice.errors import InvalidDocument
-from sluice_sidecar.watch import Reading, Watch, configuration, read
+from sluice.usage.profiles import BUILT_IN
+from sluice_sidecar.watch import Reading, Watch, catalog, configuration, read
 
 UPSTREAM = "http://127.0.0.1:1"
 GOOD = limits("openai", UPSTREAM, {"requestsPerMinute": 1})
@@ -65,6 +66,42 @@ def test_every_mistake_of_every_file_is_told_at_once(tmp_path: Path) -> None:
     assert len(found) == 4
     assert f"{absent}: cannot be read: No such file or directory" in found
     assert f"{tmp_path / 'b.yaml'}: is not UTF-8: byte 1 cannot be read" in found
+
+
+def test_every_mistake_of_every_profile_is_told_at_once(tmp_path: Path) -> None:
+    for name, text in (("a", b"provider: acme\nlike: openai\n"), ("b", b"\xff"), ("c", b"provider: acme\napi: X\n")):
+        (tmp_path / f"{name}.yaml").write_bytes(text)
+
+    with pytest.raises(InvalidDocument) as raised:
+        catalog(tmp_path)
+
+    assert [(Path(problem.source).name, problem.field) for problem in raised.value.problems] == [
+        ("b.yaml", ""),
+        ("c.yaml", "api"),
+        ("c.yaml", "apis"),
+        ("c.yaml", "provider"),
+    ]
+    assert raised.value.problems[-1].message == (
+        f"is acme in {tmp_path / 'a.yaml'} too: a provider has one profile; keep one of the files"
+    )
+
+
+def test_without_a_folder_of_profiles_the_built_in_ones_are_there() -> None:
+    assert catalog(None) is BUILT_IN
+
+
+def test_limits_are_read_by_the_profiles_of_ones_own(tmp_path: Path) -> None:
+    profiles, file = tmp_path / "profiles", tmp_path / "limits.yaml"
+    profiles.mkdir()
+    (profiles / "acme.yaml").write_text("provider: acme\nlike: anthropic\nupstream: https://llm.acme.example\n")
+    file.write_text(
+        "{apiVersion: sluice.dev/v1alpha1, kind: ProviderLimits, metadata: {name: acme}, spec: {provider: acme}}"
+    )
+
+    provider = configuration(read([file]), catalog(profiles)).providers["acme"]
+
+    assert provider.upstream == "https://llm.acme.example"
+    assert provider.profile.shapes == BUILT_IN.profile("anthropic").shapes
 
 
 def test_a_file_without_a_document_is_a_mistake(tmp_path: Path) -> None:

@@ -326,7 +326,36 @@ def test_every_mistake_of_a_file_is_told() -> None:
         "upstreams: unknown field; did you mean upstream?",
         f'apis[0].like: must be {SHAPE.fields["like"].type.allowed}, not "openai/chats"',
         'counting.mode: must be one of Learned, Declared, Fixed, not "Some"',
+        f"api: is required: the profile is like no other; or give it `like` ({', '.join(BUILT_IN.names)})",
     ]
+
+
+def test_a_profile_that_is_like_none_there_is_told_so_with_its_other_mistakes() -> None:
+    assert mistakes(acme="provider: acme\nlike: opnai\ncounting: {mode: Some}\n") == [
+        'counting.mode: must be one of Learned, Declared, Fixed, not "Some"',
+        f"like: opnai is not a built-in profile ({', '.join(BUILT_IN.names)}); did you mean openai?",
+    ]
+
+
+@pytest.mark.parametrize(("field", "meant"), [("Like", "like"), ("likes", "like")])
+def test_what_is_misspelt_is_not_said_to_be_missing_too(field: str, meant: str) -> None:
+    assert mistakes(acme=f"provider: acme\n{field}: openai\n") == [
+        f"{field}: unknown field; did you mean {meant}?",
+    ]
+
+
+def test_a_provider_has_one_file() -> None:
+    assert mistakes(a="provider: acme\nlike: openai\n", b="provider: acme\nlike: opnai\n", c=MINE) == [
+        f"like: opnai is not a built-in profile ({', '.join(BUILT_IN.names)}); did you mean openai?",
+        "provider: is acme in a.yaml too: a provider has one profile; keep one of the files",
+    ]
+
+
+def test_a_file_of_ones_own_holds_whatever_the_family() -> None:
+    catalog = Catalog.of_texts({"openai.yaml": MINE})
+
+    assert catalog.profile("openai", Api.GEMINI) == catalog.profile("openai")
+    assert catalog.files == {"openai": "openai.yaml"}
 
 
 def test_a_file_that_is_like_nothing_says_all_itself() -> None:

@@ -8,12 +8,13 @@ an API that is `like` one of another provider.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from functools import cache
 from importlib import resources
 from typing import Any, Final
 
 from sluice.errors import InvalidDocument, Problem
-from sluice.schema.declare import mistakes
+from sluice.schema.declare import Constraint, Mistake, is_sound, mistakes, nearest
 from sluice.schema.yamltext import Tree, Unreadable, read
 from sluice.usage.profiles import declaration
 from sluice.usage.profiles.building import built
@@ -40,8 +41,11 @@ WITHOUT_ADDRESS: Final = ("azure", "bedrock", "llamacpp", "ollama", "sglang", "v
 class Catalog:
     """Profiles by name. Immutable; built-in ones are read when they are first asked for."""
 
-    def __init__(self, own: Mapping[str, Mapping[str, Tree]] | None = None) -> None:
+    def __init__(
+        self, own: Mapping[str, Mapping[str, Tree]] | None = None, files: Mapping[str, str] | None = None
+    ) -> None:
         self._own = dict(own or {})
+        self._files = dict(files or {})
 
     @classmethod
     def of_texts(cls, texts: Mapping[str, str]) -> Catalog:
@@ -50,26 +54,37 @@ class Catalog:
         Raises `InvalidDocument` with every mistake.
         """
         own: dict[str, Mapping[str, Tree]] = {}
+        files: dict[str, str] = {}
         problems: list[Problem] = []
         for source, text in texts.items():
             tree, found = _read(text, source)
             problems += found
-            if not found:
-                own[str(tree["provider"])] = tree
+            provider = str(tree.get("provider", ""))
+            if provider in files:
+                message = f"is {provider} in {files[provider]} too: a provider has one profile; keep one of the files"
+                problems.append(Problem(source, "", "provider", message))
+            elif provider:
+                own[provider], files[provider] = tree, source
         if problems:
             raise InvalidDocument(problems)
-        return cls(own)
+        return cls({provider: _spelt_out(tree) for provider, tree in own.items()}, files)
 
     @property
     def names(self) -> tuple[str, ...]:
         """Every provider that has a profile."""
         return tuple(sorted({*built_in_names(), *self._own}))
 
+    @property
+    def files(self) -> Mapping[str, str]:
+        """The files of one's own, by the provider that they are of."""
+        return dict(self._files)
+
     def profile(self, provider: str, api: Api | None = None, overrides: Mapping[str, Tree] | None = None) -> Profile:
         """The profile of a provider, with what a document says in its place.
 
-        A provider that has none, or one of another family than `api`, is taken to be like the base of that family.
-        Raises `KeyError` for a provider that has none where no `api` is given.
+        A provider that has none, or a built-in one of another family than `api`, is taken to be like the base of that
+        family; a file of one's own holds whatever the family. Raises `KeyError` for a provider that has none where no
+        `api` is given.
         """
         tree = self._tree(provider, api)
         return built(_over(tree, _spelt_out({**(overrides or {}), "provider": provider})))
@@ -80,13 +95,10 @@ class Catalog:
         return {name: tree[name] for name in declaration.PROFILE.fields if name in tree and name != "like"}
 
     def _tree(self, provider: str, api: Api | None) -> dict[str, Tree]:
-        tree: dict[str, Tree] | None = None
         if provider in self._own:
-            tree = _whole(self._own[provider])
-        elif provider in built_in_names():
-            tree = built_in(provider)
-        if tree is not None and api in (None, tree["api"]):
-            return tree
+            return _whole(self._own[provider])
+        if provider in built_in_names() and api in (None, built_in(provider)["api"]):
+            return built_in(provider)
         if api is None:
             raise KeyError(provider)
         base = built_in(BASES[api])
@@ -107,7 +119,7 @@ def built_in(name: str) -> dict[str, Tree]:
     tree, problems = _read(text, name + _SUFFIX)
     if problems:
         raise InvalidDocument(problems)
-    return _whole(tree)
+    return _whole(_spelt_out(tree))
 
 
 def _whole(tree: Mapping[str, Tree]) -> dict[str, Tree]:
@@ -138,6 +150,7 @@ def _shared(name: str) -> dict[str, Tree]:
 
 
 def _read(text: str, source: str) -> tuple[Mapping[str, Tree], list[Problem]]:
+    """What a file says, and every mistake in it; of a file with mistakes no more than a sound name of its provider."""
     try:
         trees = [document.tree for document in read(text)]
     except Unreadable as error:
@@ -145,21 +158,37 @@ def _read(text: str, source: str) -> tuple[Mapping[str, Tree], list[Problem]]:
     if len(trees) != 1:
         return {}, [Problem(source, "", "", f"holds {len(trees)} documents: a profile's file has one")]
     tree: Any = trees[0]
-    problems = [Problem(source, "", m.field, m.message) for m in mistakes(declaration.PROFILE, tree)]
-    problems = problems or [Problem(source, "", *mistake) for mistake in _loose_ends(tree)]
-    return ({} if problems else _spelt_out(tree)), problems
+    problems = [Problem(source, "", m.field, m.message) for m in mistakes(_FILE, tree)]
+    if not problems:
+        return tree, []
+    provider = tree.get("provider") if isinstance(tree, dict) else None
+    return ({"provider": provider} if is_sound(declaration.PROVIDER, provider) else {}), problems
 
 
-def _loose_ends(tree: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
-    """What a sound tree lacks to be a profile."""
+def _loose_ends(tree: dict[str, Tree]) -> Iterator[Mistake]:
+    """What a tree lacks to be a profile, whatever else is wrong with it."""
     known = ", ".join(built_in_names())
-    if "like" in tree:
-        if tree["like"] not in built_in_names():
-            yield "like", f"{tree['like']} is not a built-in profile ({known})"
+    # A field that seems to be missing may be misspelt, and one mistake is said once.
+    given = {name if name in _FIELDS else nearest(name, _FIELDS) for name in tree}
+    if "like" in given:
+        like = tree.get("like")
+        if is_sound(declaration.PROVIDER, like) and like not in built_in_names():
+            yield Mistake("like", f"{like} is not a built-in profile ({known}){_meant(str(like))}")
         return
     for name in ("api", "apis"):
-        if not tree.get(name):
-            yield name, f"is required: the profile is like no other; or give it `like` ({known})"
+        if name not in given or (name == "apis" and tree.get(name) == []):
+            yield Mistake(name, f"is required: the profile is like no other; or give it `like` ({known})")
+
+
+def _meant(like: str) -> str:
+    meant = nearest(like, built_in_names())
+    return f"; did you mean {meant}?" if meant else ""
+
+
+_FIELDS: Final = tuple(declaration.PROFILE.fields)
+_FILE: Final = replace(
+    declaration.PROFILE, constraints=(Constraint("A profile is like another, or says its own APIs.", _loose_ends, ()),)
+)
 
 
 def _over(base: Mapping[str, Tree], tree: Mapping[str, Tree]) -> dict[str, Tree]:

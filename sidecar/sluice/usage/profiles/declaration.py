@@ -216,8 +216,7 @@ PROFILE: Final = Object(
         "api": Field(Word(tuple(Api)), "The family of its APIs: the form of errors, and where a caller's key stands."),
         "upstream": Field(
             UPSTREAM,
-            "Where the calls of a built-in provider go; of a file of your own it is only shown: the document says"
-            " it. Absent: each customer has an address of its own.",
+            "Where calls go, unless a limits document says otherwise. Absent: each customer has an address of its own.",
         ),
         **OVERRIDES.fields,
         "sources": Field(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
+import json
+from collections.abc import AsyncIterator, Mapping
+from types import MappingProxyType
 
 import pytest
 import pytest_asyncio
@@ -14,7 +16,7 @@ from helpers.recording import Observed, post
 from helpers.responses import recorded
 from sluice.config.merge import Configuration, merge
 from sluice.usage.profiles import BUILT_IN
-from sluice.usage.tokens import Usage
+from sluice.usage.tokens import MAX_USED, Usage
 from sluice_sidecar.extproc import usage_told
 from sluice_sidecar.protos import USAGE_NAMESPACE, TokenUsage
 
@@ -61,16 +63,33 @@ async def test_the_gate_learns_the_same_whether_envoy_reads_or_itself(mesh: Mesh
     assert not any(getattr(read, name) for name in differing)
 
 
+@pytest.mark.parametrize("count", [MAX_USED + 1, 2**53, 2**63])
+async def test_a_count_that_no_call_uses_is_not_believed_of_envoy_either(mesh: Mesh, count: int) -> None:
+    told = {"prompt_tokens": count, "completion_tokens": 4, "prompt_tokens_details": {"cached_tokens": count}}
+    usage = usage_of(await answered(mesh, "/openai/v1/chat/completions", json.dumps({"usage": told}).encode()))
+    assert usage is not None
+    assert usage.partial
+    assert (usage.input_tokens, usage.cache_read) == (None, None)
+
+
 async def watched(mesh: Mesh, example: Example) -> Observed:
     """The usage stream of a call that is answered so."""
+    headers = {"content-type": example.content_type, **HEADERS[example.name]}
+    return await answered(mesh, TARGETS[example.name], example.body, headers)
 
+
+async def answered(
+    mesh: Mesh,
+    target: str,
+    body: bytes,
+    headers: Mapping[str, str] = MappingProxyType({"content-type": "application/json"}),
+) -> Observed:
     async def answer(_request: web.BaseRequest) -> web.StreamResponse:
-        headers = {"content-type": example.content_type, **HEADERS[example.name]}
-        return web.Response(body=example.body, headers=headers)
+        return web.Response(body=body, headers=headers)
 
     mesh.provider.answer = answer
     before = len(mesh.gate.streams)
-    await mesh.call(post(TARGETS[example.name]))
+    await mesh.call(post(target))
     await mesh.gate.until(lambda: len(mesh.gate.streams) > before and mesh.gate.streams[before].ended.is_set())
     return mesh.gate.streams[before]
 

@@ -37,7 +37,7 @@ from sluice.usage.learning import Lesson
 from sluice.usage.profiles.profile import FailedRequests, UsageFields
 from sluice.usage.readers import UsageReader, is_stream, reader_for
 from sluice.usage.settlement import FIRST_REFUNDED_STATUS, Settlement, settle
-from sluice.usage.tokens import Usage, is_count
+from sluice.usage.tokens import MAX_USED, Usage
 from sluice.usage.unread import unread_output
 from sluice_sidecar import clock
 from sluice_sidecar.gate import Gate
@@ -296,20 +296,20 @@ class CallStream:
 def usage_told(told: Any) -> Usage:
     """Envoy's `TokenUsage` as ours: the input includes both sides of a cache, the output what nobody sees of it.
 
-    Envoy believes larger counts than anybody uses. One that the gate's own readers would not believe makes it partial here too.
+    Envoy believes larger counts than anybody uses: one that the gate's own readers would not believe makes it partial.
     """
     read, hidden = told.input_token_details, told.output_token_details
-    counts = (
+    usage = Usage(
         _count(told, "input_tokens"),
         _count(told, "output_tokens"),
         _count(told, "provider_total_tokens"),
+        told.extraction_status != COMPLETE,
         _count(read, "cached_tokens"),
         _count(read, "cache_creation_tokens"),
         _count(hidden, "reasoning_tokens"),
     )
-    believed = [count if count is None or is_count(count) else None for count in counts]
-    partial = told.extraction_status != COMPLETE or believed != list(counts)
-    return Usage(*believed[:3], partial, *believed[3:])
+    unbelieved = [name for name, count in usage._asdict().items() if isinstance(count, int) and count > MAX_USED]
+    return usage._replace(partial=True, **dict.fromkeys(unbelieved)) if unbelieved else usage
 
 
 def _count(message: Any, name: str) -> int | None:

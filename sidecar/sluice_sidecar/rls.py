@@ -167,6 +167,7 @@ class RateLimitService:
             self._gate.learner.experience(kind),
             scale,
             smallest_cap=_smallest(limits.smallest_token_cap for _, limits, _ in applied),
+            smallest_input_cap=_smallest(limits.smallest_input_cap for _, limits, _ in applied),
             smallest_output_cap=_smallest(limits.smallest_output_cap for _, limits, _ in applied),
         )
         demand = Demand(1, 1, *scale.reservation(expected.input_tokens, expected.output_tokens))

@@ -105,6 +105,8 @@ class Limits:
     """Each period in which input tokens or output tokens are capped, with these two caps."""
     smallest_token_cap: int | None = field(init=False, repr=False, compare=False)
     """The smallest cap on tokens that is enforced; None if there is none."""
+    smallest_input_cap: int | None = field(init=False, repr=False, compare=False)
+    """The smallest cap on input tokens that is enforced; None if there is none."""
     smallest_output_cap: int | None = field(init=False, repr=False, compare=False)
     """The smallest cap on output tokens that is enforced; None if there is none."""
 
@@ -114,6 +116,7 @@ class Limits:
             ("periods", self._periods(CALL_CAPS)),
             ("parts", self._periods(PART_CAPS)),
             ("smallest_token_cap", self._smallest(TOKEN_CAPS)),
+            ("smallest_input_cap", self._smallest(INPUT_TOKEN_CAPS)),
             ("smallest_output_cap", self._smallest(OUTPUT_TOKEN_CAPS)),
         ):
             object.__setattr__(self, name, value)

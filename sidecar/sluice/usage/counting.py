@@ -42,6 +42,11 @@ class Scale(NamedTuple):
         tokens = min(counted - (-output_tokens * weights.output // 100), MAX_COUNT)
         return Charge(tokens, counted, min(output_tokens, MAX_COUNT))
 
+    def input_within(self, tokens: int) -> int:
+        """The most input for which no more than so many tokens are reserved."""
+        weights = self.admission or self.weights
+        return min(tokens * 100 // weights.input, MAX_COUNT) if weights.input else MAX_COUNT
+
     def output_within(self, tokens: int, input_tokens: int) -> int:
         """The most output for which no more than so many tokens are reserved beside so much input, from 0."""
         weights = self.admission or self.weights

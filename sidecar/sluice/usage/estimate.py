@@ -11,9 +11,12 @@ The declared cap is the largest that the request sets on its output, times the n
 Whatever is not the caller's own word is lowered where the call meets a small token cap: so far that what is reserved for
 input and output stays within a quarter of that cap, and for the output within a quarter of a cap on output, but never
 below 1.
-The output of `Declared` is the caller's word where it declares one; in the other modes it never is. Nothing else is
-lowered: an input is there whatever its size. So a call can be too large for ever by its own input, or by its own word
-where that is asked for, never by our guess, and a few fit side by side.
+The output of `Declared` is the caller's word where it declares one; in the other modes it never is. An input is there
+whatever its size, and is not lowered; but what was learned raises it above the body's size over `charsPerToken` only as
+far as a quarter of a cap on tokens or on input. Whoever makes calls whose input stands elsewhere than in their bodies
+(images by address, a conversation by its id) teaches that each byte is a token, and would shut out long bodies.
+So a call can be too large for ever by its own input, or by its own word where that is asked for, never by our guess,
+and a few fit side by side.
 
 No guess is above the declared cap, so a call exceeds its reservation at most by what that cap leaves, and by its input.
 """  # noqa: E501  the rows of a table
@@ -86,21 +89,21 @@ def estimate(
     scale: Scale = PLAIN,
     *,
     smallest_cap: int | None = None,
+    smallest_input_cap: int | None = None,
     smallest_output_cap: int | None = None,
 ) -> Estimate:
     """Judge a call. `experience` is what was learned of calls like it, and matters in the mode `Learned` alone.
 
     By its provider's `scale` it is seen how much is reserved for what is expected.
-    `smallest_cap` is the smallest token cap the call meets, `smallest_output_cap` the smallest on output alone; None
-    where it meets none.
+    `smallest_cap` is the smallest token cap the call meets, `smallest_input_cap` and `smallest_output_cap` the smallest
+    on input and on output alone; None where it meets none.
     """
     size, cap = request
     mode = estimation.mode or Mode.DECLARED
-    input_tokens = output = None
+    input_tokens, output = -(-size // estimation.bytes_per_token), None
     if experience is not None and mode is Mode.LEARNED:
-        input_tokens, output = experience.input_tokens(size), experience.output_tokens(cap)
-    if input_tokens is None:
-        input_tokens = -(-size // estimation.bytes_per_token)
+        input_tokens = _input(experience.input_tokens(size), input_tokens, scale, smallest_cap, smallest_input_cap)
+        output = experience.output_tokens(cap)
     if cap is not None and mode is Mode.DECLARED:
         return Estimate(input_tokens, cap, cap)
     if output is None:
@@ -114,6 +117,14 @@ def estimate(
     if smallest_output_cap is not None:
         output = min(output, max(1, smallest_output_cap // UNDECLARED_SHARE))
     return Estimate(input_tokens, output, cap)
+
+
+def _input(learned: int | None, by_size: int, scale: Scale, *caps: int | None) -> int:
+    """What a body is expected to cost by what was learned; more than by its size only as far as these caps let it."""
+    if learned is None:
+        return by_size
+    least = min((scale.input_within(cap // UNDECLARED_SHARE) for cap in caps if cap is not None), default=MAX_COUNT)
+    return min(learned, max(by_size, least))
 
 
 def _number(text: str | None) -> int:

@@ -21,6 +21,10 @@ LEARNED = Estimation(mode=Mode.LEARNED)
 FIXED = Estimation(mode=Mode.FIXED)
 
 
+TOKEN_A_BYTE = {"size": 300, "tokens": 100_000}
+"""Calls whose input stands elsewhere than in their bodies."""
+
+
 def experience(cap: int | None, output: int, size: int = 800, tokens: int = 100) -> Experience:
     """What is known after twenty calls that were all the same."""
     experience = Experience()
@@ -181,6 +185,30 @@ def test_an_undeclared_output_leaves_the_estimate_within_a_quarter_of_the_smalle
 
 def test_a_declared_output_is_not_lowered_where_the_callers_word_counts() -> None:
     assert estimate(Asked(0, 5000), DECLARED, smallest_cap=100) == Estimate(0, 5000, 5000)
+
+
+@pytest.mark.parametrize(
+    ("cap", "input_cap", "size", "expected"),
+    [
+        (None, None, 200_000, 200_000),
+        (100_000, None, 200_000, 50_000),
+        (None, 100_000, 200_000, 50_000),
+        (400_000, None, 200_000, 100_000),
+        (400_000, 300_000, 200_000, 75_000),
+        (400_000, None, 60_000, 60_000),
+    ],
+)
+def test_what_was_learned_of_other_calls_makes_no_input_too_large_for_ever(
+    cap: int | None, input_cap: int | None, size: int, expected: int
+) -> None:
+    known = experience(1000, 50, **TOKEN_A_BYTE)
+    found = estimate(Asked(size, 1000), LEARNED, known, smallest_cap=cap, smallest_input_cap=input_cap)
+    assert found.input_tokens == expected
+
+
+def test_an_input_that_costs_nothing_meets_no_cap() -> None:
+    known, scale = experience(1000, 50, **TOKEN_A_BYTE), Scale(Weights(input=0))
+    assert estimate(Asked(200_000, 1000), LEARNED, known, scale, smallest_cap=100).input_tokens == 200_000
 
 
 @pytest.mark.parametrize(("cap", "output"), [(10_000, 256), (1000, 250), (3, 1), (0, 1)])

@@ -134,7 +134,9 @@ BODIES: dict[bytes, dict[str, str]] = {
     b'{"stream": true, "stream_options": {"include_usage": false}}': {"stream": "true", "stream_usage": "false"},
     b'{"stream": null, "stream_options": {"x": {"include_usage": true}}}': {},
     b'{"stream_options": {"include_usage": 1, "x": 2}, "stream_options": {"x": 3}}': {},
-    b'{"stream_options": {"x": 3}, "stream_options": {"include_usage": 1, "x": 2}}': {"stream_usage": "1"},
+    b'{"stream_options": {"x": 3}, "stream_options": {"include_usage": true, "x": 2}}': {"stream_usage": "true"},
+    b'{"stream": "ON", "stream_options": {"include_usage": 1}}': {"stream": "true"},
+    b'{"stream": 0, "stream_options": {"include_usage": "true"}}': {"stream": "0"},
     b'{"stream_options": [{"include_usage": true}], "include_usage": true}': {},
     b'{"stream_options": {"x": [{"y": []}], "z": {}, "include_usage": true}, "n": 2}': {
         "stream_usage": "true",
@@ -162,6 +164,10 @@ async def test_a_body_that_could_hide_its_facts_is_refused(mesh: Mesh) -> None:
     bodies = [text.encode(form) for form in ("utf-16", "utf-16-le", "utf-16-be", "utf-32", "utf-32-le", "utf-32-be")]
     bodies += [(" " + text).encode(form) for form in ("utf-16-le", "utf-16-be", "utf-32-le", "utf-32-be")]
     bodies.append(b"{" + b'"\\u006d": 0, ' * 2000 + b'"model": "gpt"}')
+    # Go's servers find a field in any case, and the last one counts: Kelvin's sign is a k, and the long s an s.
+    bodies += [b'{"model": "a", "Model": "b"}', b'{"model": "a", "\\u004dodel": "b"}', b'{"MAX_TOKENS": 9}']
+    bodies += ['{"max_to\u212aens": 9}'.encode(), '{"\u017ftream": true}'.encode(), b'{"\\u017ftream": true}']
+    bodies += [b'{"Stream_options": {}}', b'{"stream_options": {"Include_usage": false}}']
     for body in bodies:
         call = await mesh.call(post(CHAT, body))
         assert (call.answer.status, call.asked, call.received) == (400, [], []), body[:50]
@@ -295,6 +301,31 @@ async def test_a_path_leads_to_the_gate_of_where_it_leads(
     assert [dict(descriptor)["provider"] for descriptor in call.asked] == ([provider] if provider else [])
     assert [received.target for received in call.received] == ([sent] if sent else [])
     assert call.answer.status == (200 if provider else 404)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        "..%2F",
+        "..%5C",
+        "%2e%2E%2f",
+        "x%2F..%2f..%2F",
+        "x%2F../y/",
+        "..%252F",
+        "%252e%252e%252f",
+        "x%2F..;/",
+        "x%2f..%3B%2f",
+    ],
+)
+async def test_no_path_leads_back_where_only_its_server_sees_it(mesh: Mesh, way: str) -> None:
+    call = await mesh.call(post(f"/openai/v1/files/{way}chat/completions"))
+    assert (call.answer.status, call.asked, call.received) == (400, [], [])
+
+
+async def test_two_dots_in_a_name_lead_nowhere(mesh: Mesh) -> None:
+    for path in ("/v1/models/a..b%2Fc..", "/v1/models/..a", "/v1/models/a%2F..."):
+        call = await mesh.call(post(f"/openai{path}"))
+        assert [received.target for received in call.received] == [path]
 
 
 async def test_an_unknown_path_is_told_which_providers_there_are(mesh: Mesh) -> None:

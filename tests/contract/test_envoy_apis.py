@@ -54,6 +54,8 @@ IN_PATH = {
     ),
     "/gemini/v1beta/models/gemini-2.5-flash:embedContent": "gemini-2.5-flash",
     "/gemini/v1beta/models/gem%C3%A9ni%FF:x": "gem\u00e9ni?",
+    # Some servers look at no case of letters.
+    "/azure/OpenAI/Deployments/mine/chat/completions": "mine",
 }
 
 

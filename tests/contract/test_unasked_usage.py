@@ -108,6 +108,12 @@ EDITS: dict[bytes, bytes] = {
     b'{"stream":true,"stream\\u005foptions":{"include\\u005Fusage":false}}': (
         b'{"stream":true,"stream\\u005foptions":{"include\\u005Fusage":true}}'
     ),
+    # Some servers take a text or a number for no.
+    b'{"stream":true,"stream_options":{"include_usage":1}}': b'{"stream":true,' + SET + b"}",
+    b'{"stream":true,"stream_options":{"include_usage":"true"}}': b'{"stream":true,' + SET + b"}",
+    # And some take more than `true` for a wish to have a stream.
+    b'{"stream":"Yes"}': b"{" + SET + b',"stream":"Yes"}',
+    b'{"stream":1.0}': b"{" + SET + b',"stream":1.0}',
     # Which of two a provider heeds is its own affair: each is set.
     b'{"stream":true,"stream_options":{"include_usage":true},"stream_options":{}}': (
         b'{"stream":true,"stream_options":{"include_usage":true},"stream_options":{"include_usage":true}}'
@@ -121,7 +127,6 @@ EDITS: dict[bytes, bytes] = {
 # Asked for by the caller, no stream, or nothing that could be edited.
 UNTOUCHED = (
     b'{"stream":true,"stream_options":{"include_usage":true}}',
-    b'{"stream":true,"stream_options":{"include_usage":1}}',
     b'{"stream":true,"stream_options":null,"stream_options":{"include_usage":true}}',
     b'{"stream":false}',
     b'{"stream":null}',
@@ -132,7 +137,6 @@ UNTOUCHED = (
     b'{"model":"m"}',
     b'"stream":true',
     b"",
-    b'{"stream":true,' + b'"stream_options":null,' * 200 + b'"x":1}',
 )
 
 
@@ -190,10 +194,17 @@ async def test_whatever_a_body_holds_its_provider_understands_one_thing_more(mes
         for name, value in told.items():
             if isinstance(value, bool) or (isinstance(value, str) and value):
                 assert call.facts[name] == (value if isinstance(value, str) else str(value).lower()), text
-        if options.get("include_usage") in (True, 1, "1", "true"):
+        if options.get("include_usage") is True:
             assert call.received[0].body == text
         else:
             assert json.loads(call.received[0].body) == asked(body), text
+
+
+async def test_a_body_with_too_many_places_to_edit_is_refused(mesh: Mesh) -> None:
+    """Sent on as it is, it would not be asked, and nothing of its answer be read."""
+    body = b'{"stream":true,' + b'"stream_options":null,' * 200 + b'"x":1}'
+    call = await mesh.call(post(ASKING, body))
+    assert (call.answer.status, call.asked, call.received) == (400, [], [])
 
 
 async def test_a_body_in_chunks_is_edited_too(mesh: Mesh) -> None:
@@ -224,7 +235,16 @@ async def test_only_the_usage_that_was_asked_for_is_hidden(mesh: Mesh) -> None:
     azure = chunk(choices=[], prompt_filter_results=[{"prompt_index": 0}])
     beside = chunk(choices=[{"delta": {}, "finish_reason": "stop"}], usage=USAGE)
     failed = chunk(error={"message": "overloaded"})
-    for shown in (azure, beside, failed, b": keep-alive\n\n", b"event: x\n\n", chunk(choices=[], usage=None)):
+    failed_late = chunk(choices=[], usage=USAGE, error={"message": "overloaded"})
+    for shown in (
+        azure,
+        beside,
+        failed,
+        failed_late,
+        b": keep-alive\n\n",
+        b"event: x\n\n",
+        chunk(choices=[], usage=None),
+    ):
         seen, _ = await answered(mesh, ASKING, b'{"stream":true}', (shown, SAID, TOLD, DONE))
         assert seen == shown + SAID + DONE
 

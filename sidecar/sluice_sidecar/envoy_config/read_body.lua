@@ -18,14 +18,17 @@ local NAMESPACE = "sluice.request"
 local MARKS = "sluice.stream"
 local LONGEST = 8192 -- bytes of a text; of a longer one nothing is told
 local MOST_READERS = 256 -- texts of `facts` that are remembered as tables; limits that change bring new ones
-local MOST_EDITS = 100 -- places at which a body may set the switch: one that has more is sent on as it is
+local MOST_EDITS = 100 -- places at which a body may set the switch: one that has more is refused
 local MOST_ESCAPED = 1000 -- names of fields with an escape: each takes some 300 ns to compare
+local DISGUISED = MOST_ESCAPED + 1 -- stands for a name of another case, by which some servers find the field all the same
 local NOT_UTF_8 = {"^\255\254", "^\254\255", "^[%s{]%z", "^%z+{", "^%z%s%z", "^%z%z\254\255", "^%z%z%z%s%z"}
-local REFUSAL = '{"error": {"type": "invalid_request_error", "message": "send the body as JSON in UTF-8, with plain field names"}}'
+local REFUSAL = '{"error": {"type": "invalid_request_error", "message": "send the body as JSON in UTF-8, each field once and by its plain name"}}'
 
 local byte, find, match, sub, char, floor = string.byte, string.find, string.match, string.sub, string.char, math.floor
+local lower = string.lower
 local ESCAPED = {b = "\b", f = "\f", n = "\n", r = "\r", t = "\t"}
 local NAMES = setmetatable({}, {__mode = "k"}) -- the keys of a table of facts, as a list
+local FOLDED = setmetatable({}, {__mode = "k"}) -- and in lower case, as a set
 local HEX = {}
 for digit = 0, 15 do
   HEX[byte(string.format("%x", digit))], HEX[byte(string.format("%X", digit))] = digit, digit
@@ -33,24 +36,41 @@ end
 
 local readers, remembered = {}, 0
 
+local function fold(name) -- the two letters beyond ASCII with a lower case within it are the long s and Kelvin's sign
+  if find(name, "\197\191", 1, true) or find(name, "\226\132\170", 1, true) then
+    name = name:gsub("\197\191", "s"):gsub("\226\132\170", "k")
+  end
+  return lower(name)
+end
+
+local function listed(facts, name)
+  table.insert(NAMES[facts], name)
+  FOLDED[facts][fold(name)] = true
+end
+
+local function table_of_facts()
+  local facts = {}
+  NAMES[facts], FOLDED[facts] = {}, {}
+  return facts
+end
+
 local function reader(text) -- the facts by key; by key of an object, the facts in it
   local facts = readers[text]
   if facts then return facts end
-  facts = {}
-  NAMES[facts] = {}
+  facts = table_of_facts()
   for field, fact in text:gmatch("(%S+)=(%S+)") do
     local parent, name = match(field, "^([^.]+)%.(.+)$")
     local into = facts
     if parent then
       into = facts[parent]
       if type(into) ~= "table" then
-        into = {}
-        facts[parent], NAMES[into] = into, {}
-        table.insert(NAMES[facts], parent)
+        into = table_of_facts()
+        facts[parent] = into
+        listed(facts, parent)
       end
     end
     into[name or field] = type(into[name or field]) == "table" and into[name or field] or fact
-    table.insert(NAMES[into], name or field)
+    listed(into, name or field)
   end
   if remembered == MOST_READERS then readers, remembered = {}, 0 end
   readers[text], remembered = facts, remembered + 1
@@ -74,15 +94,22 @@ end
 
 local escaped = 0
 
+local unescaped
+
 local function known(facts, s, from, to) -- the key of `facts` that the text is
   if to - from > 150 then return nil end
   local key = sub(s, from, to)
-  if not find(key, "\\", 1, true) then return facts[key] and key end
-  escaped = escaped + 1
-  local names = NAMES[facts]
-  for index = 1, #names do -- not `pairs`, which LuaJIT does not compile
-    if is_name(s, from, to, names[index]) then return names[index] end
+  if find(key, "\\", 1, true) then
+    escaped = escaped + 1
+    local names = NAMES[facts]
+    for index = 1, #names do -- not `pairs`, which LuaJIT does not compile
+      if is_name(s, from, to, names[index]) then return names[index] end
+    end
+    key = unescaped(key)
+  elseif facts[key] then
+    return key
   end
+  if FOLDED[facts][fold(key)] then escaped = DISGUISED end
 end
 
 local function utf8(code)
@@ -108,7 +135,7 @@ local function clean(text) -- what is not UTF-8 could not be told to the gate at
   return table.concat(out)
 end
 
-local function unescaped(text)
+function unescaped(text)
   text = text:gsub("\\\\", "\\u005c")
   text = text:gsub("\\u([dD][89abAB]%x%x)\\u([dD][c-fC-F]%x%x)", function(high, low)
     return utf8(0x10000 + (tonumber(high, 16) - 0xd800) * 1024 + tonumber(low, 16) - 0xdc00)
@@ -235,7 +262,7 @@ local function model_in(path, segments) -- the segment behind one of these, less
   path = match(path, "^[^?]*")
   for _, form in ipairs({path, (path:gsub("%%2[Ff]", "/"))}) do
     for segment in segments:gmatch("%S+") do
-      local name = match(form, "^.*/" .. segment .. "/([^/]+)")
+      local name = match(form, "^[^/]+", match(lower(form), "^.*/" .. lower(segment) .. "/()") or #form + 1)
       if name then
         name = name:gsub("%%(%x%x)", function(code) return char(tonumber(code, 16)) end):gsub(":%a+$", "")
         return name ~= "" and #name <= LONGEST and clean((name:gsub("%z", "?"))) or nil
@@ -244,7 +271,12 @@ local function model_in(path, segments) -- the segment behind one of these, less
   end
 end
 
-local ON = {["true"] = true, ["1"] = true}
+local function refuse(handle)
+  handle:respond({[":status"] = "400", ["content-type"] = "application/json"}, REFUSAL)
+end
+
+local ON = {["true"] = true, ["1"] = true, ["1.0"] = true, t = true, yes = true, y = true, on = true}
+-- How a call says that it wants a stream: some servers take any of these, also as texts and in any case.
 
 function envoy_on_request(handle)
   local body = handle:body()
@@ -262,12 +294,16 @@ function envoy_on_request(handle)
   local refused = escaped > MOST_ESCAPED
   for _, pattern in ipairs(NOT_UTF_8) do refused = refused or find(s, pattern) end
   if refused then
-    handle:respond({[":status"] = "400", ["content-type"] = "application/json"}, REFUSAL)
+    refuse(handle)
     return
   end
   local told = {}
   local function tell(fact, from)
     local new = value(s, from)
+    if new and ON[lower(new)] then
+      if fact == "stream" then new = "true" end
+      if fact == "stream_usage" and not match(s, "^true", from) then new = nil end -- a text or a number: to some it says no
+    end
     if new and not (told[fact] and (tonumber(told[fact]) or 0) > (tonumber(new) or 0)) then
       told[fact] = new
       metadata:set(NAMESPACE, fact, new)
@@ -280,13 +316,15 @@ function envoy_on_request(handle)
       for inner, at in pairs(from) do tell(facts[key][inner], at) end
     end
   end
-  local unasked = ON[told.stream] and not ON[told.stream_usage] and route:get("unasked")
+  local unasked = told.stream == "true" and told.stream_usage ~= "true" and route:get("unasked")
   if unasked == "inject" then
     local asking = switched_on(s, route:get("switch"))
-    if asking then
-      body:setBytes(asking)
-      metadata:set(MARKS, "hide", "1")
+    if not asking then
+      refuse(handle)
+      return
     end
+    body:setBytes(asking)
+    metadata:set(MARKS, "hide", "1")
   elseif unasked == "estimate" then
     metadata:set(MARKS, "count", "1")
   end

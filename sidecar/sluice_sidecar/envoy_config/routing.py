@@ -40,6 +40,9 @@ HIDDEN_HEADERS: Final = (
     "x-forwarded-proto",
 )
 
+WAY_BACK: Final = r"(?i).*(?:[/\\]|%(?:25)*(?:2f|5c))(?:\.|%(?:25)*2e){2}(?:(?:[/\\;]|%(?:25)*(?:2f|5c|3b)).*)?"
+"""Paths with a segment `..`, however it and the slashes beside it are escaped."""
+
 ANSWER_LIMIT: Final = 64 * 1024
 """Bytes that Envoy may answer a call with by itself: the list of providers must fit (Envoy's default is 4096)."""
 
@@ -83,7 +86,9 @@ def _served(provider: Provider, settings: EnvoySettings) -> _Served:
 
 def _by_prefix(served: Iterable[_Served]) -> route.VirtualHost:
     routes = [each for one in served for each in _routes(one, f"/{one.provider.name}")]
-    return route.VirtualHost(name="by-prefix", domains=["*"], routes=[_no_tunnel(), *routes, _unknown(served)])
+    return route.VirtualHost(
+        name="by-prefix", domains=["*"], routes=[_no_tunnel(), _no_way_back(), *routes, _unknown(served)]
+    )
 
 
 def _by_host(served: Iterable[_Served]) -> Iterator[route.VirtualHost]:
@@ -94,7 +99,9 @@ def _by_host(served: Iterable[_Served]) -> Iterator[route.VirtualHost]:
         taken.update(domains)
         if domains:
             name = f"by-host/{one.provider.name}"
-            yield route.VirtualHost(name=name, domains=domains, routes=[_no_tunnel(), *_routes(one, "")])
+            yield route.VirtualHost(
+                name=name, domains=domains, routes=[_no_tunnel(), _no_way_back(), *_routes(one, "")]
+            )
 
 
 def _domains(upstream: Upstream) -> tuple[str, ...]:
@@ -190,6 +197,15 @@ def _no_tunnel() -> route.Route:
     """
     match = route.RouteMatch(connect_matcher=route.RouteMatchConnectMatcher())
     return _answer(match, 405, "method_not_allowed", "no tunnels here: call /<provider>/… in plain HTTP")
+
+
+def _no_way_back() -> route.Route:
+    """Envoy resolves `..` between slashes, but not beside an escaped one, which some servers take for a slash.
+
+    There `/v1/files/..%2Fchat/completions`, which costs nothing, would be `/v1/chat/completions`.
+    """
+    match = route.RouteMatch(safe_regex=matcher.RegexMatcher(regex=WAY_BACK))
+    return _answer(match, 400, "invalid_request_error", "send the path without `..`")
 
 
 def _unknown(served: Iterable[_Served]) -> route.Route:

@@ -23,6 +23,7 @@ end
 
 local function tells_usage(line)
   return find(line, "^data:%s*{") and has_usage(line) and match(line, '"choices"%s*:%s*%[%s*(.)') == "]"
+    and not find(line, '"error"%s*:%s*{')
 end
 
 local function is_closed(start) -- the object of a line that has no end yet

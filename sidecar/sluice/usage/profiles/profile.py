@@ -260,5 +260,9 @@ _WORDS: Final = {"**/": "/(?:.*/)?", "/**": "(?:/.*)?", "**": ".*", "*": "[^/]*"
 
 
 def regex(pattern: str) -> str:
-    """A path's pattern as a regular expression that RE2 and Python's `re` read alike; it is for the whole path."""
-    return "".join(_WORDS.get(part) or re.escape(part) for part in _PARTS.findall(pattern))
+    """A path's pattern as a regular expression that RE2 and Python's `re` read alike; it is for the whole path.
+
+    In any case of letters: servers that look at it answer the others with 404, and those that do not must not be called
+    past a rule by `/Deployments/`.
+    """
+    return f"(?i:{''.join(_WORDS.get(part) or re.escape(part) for part in _PARTS.findall(pattern))})"

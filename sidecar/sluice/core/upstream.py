@@ -11,7 +11,9 @@ Theory of operation
     it comes back evenly until then, as a token bucket does; else all at once in the end, when the quota is forgotten.
     From what remains is taken off what was admitted after the call whose answer told it. A call that asks for more
     than the whole limit passes when the quota is whole: estimates may be too high, and a word refuses nobody for ever.
-    A quota of which at least half remains is not kept: it holds nobody up who does not ask for half of it at once.
+    A quota of which at least half remains is not kept: it holds nobody up who does not ask for half of it at once. One
+    that was not heard of for `LONGEST_PAUSE` holds nobody up either, for then the provider is asked again: it may have
+    raised the limit, and while nobody calls it cannot say so.
 
     Order. Answers come in any order. A word replaces what an earlier admitted call told of the same quota; the word of
     a call admitted before the one that spoke last is old, and is ignored. So no old word can widen a newer one.
@@ -103,7 +105,7 @@ class UpstreamState:
 class KnownQuota:
     """A quota as it was told, and what was taken of it since."""
 
-    __slots__ = ("back", "limit", "of", "remaining", "resets_at", "since", "told_at")
+    __slots__ = ("back", "holds_until", "limit", "of", "remaining", "resets_at", "since", "told_at")
 
     def __init__(self, quota: Quota, told_at: int, since: int) -> None:
         self.of = quota.of
@@ -111,6 +113,7 @@ class KnownQuota:
         self.limit = quota.limit
         self.told_at = told_at
         self.resets_at = told_at + quota.reset
+        self.holds_until = told_at + min(quota.reset, LONGEST_PAUSE)
         self.since = since
         """What its bucket had taken when the call was admitted whose answer told this."""
         self.back = 0
@@ -125,16 +128,16 @@ class KnownQuota:
 
     def clears_at(self, now: int, taken: int, asked: int, before: int) -> int:
         """When there is room for `asked` and for what was asked before it; `now` if there is."""
-        if now >= self.resets_at:
+        if now >= self.holds_until:
             return now
         needed = before + (asked if self.limit is None else min(asked, self.limit))
         short = needed - self.left(now, taken)
         if short <= 0 or not asked:
             return now
         if self.limit is None or self.limit == self.remaining:
-            return self.resets_at
+            return self.holds_until
         period, gain = self.resets_at - self.told_at, self.limit - self.remaining
-        return min(self.resets_at, now + -(-short * period // gain))
+        return min(self.holds_until, now + -(-short * period // gain))
 
 
 class Upstream(Bucket):
@@ -250,7 +253,7 @@ class Upstream(Bucket):
         quotas = tuple(
             QuotaState(name, known.of, max(0, known.left(now, self.taken[_FIELD[known.of]])), known.limit, reset)
             for name, known in self.quotas.items()
-            if (reset := known.resets_at - now) > 0
+            if now < known.holds_until and (reset := known.resets_at - now)
         )
         paused = max(0, self.paused_until - now)
         queued = 0 if self.queue is None else len(self.queue.blocked)
@@ -259,7 +262,7 @@ class Upstream(Bucket):
     def is_idle(self, now: int) -> bool:
         if self.heard_at > now - RECENT or self.paused_until > now or not super().is_idle(now):
             return False
-        return all(known.resets_at <= now for known in self.quotas.values())
+        return all(known.holds_until <= now for known in self.quotas.values())
 
 
 def _matters(quota: Quota, admitted_at: int, now: int) -> bool:

@@ -7,7 +7,7 @@ from sluice.core.buckets import RECENT, Charge, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.engine import Engine
 from sluice.core.keys import BucketKey, Scope
-from sluice.core.limits import MINUTE, SECOND, Limits, Mode
+from sluice.core.limits import DAY, HOUR, MINUTE, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import Rule, RuleBook
 from sluice.core.words import Amount, Feedback, Quota, RefusedAs
@@ -413,3 +413,18 @@ def test_in_a_burst_of_refusals_those_who_wait_are_not_looked_at_for_each() -> N
     assert waiters[-1].wake < 10 + 7 * SECOND  # it has not heard of every refusal
     gate.engine.advance(101 + 7 * SECOND)
     assert all(isinstance(waiter.outcome, Permit) for waiter in waiters)
+
+
+def test_a_word_that_nobody_renews_shuts_nobody_out_for_days() -> None:
+    gate = Gate()
+    gate.told(0, left(0, limit=None, reset=31 * DAY))
+    assert gate.refuse(SECOND).retry_after == upstream.LONGEST_PAUSE - SECOND
+    gate.told(upstream.LONGEST_PAUSE, left(0, limit=1000, reset=DAY))
+    assert gate.refuse(upstream.LONGEST_PAUSE + SECOND).reason is Reason.PROVIDER_LIMIT
+
+
+def test_a_long_quota_comes_back_by_its_own_length_until_the_provider_is_asked_again() -> None:
+    gate = Gate()
+    gate.told(0, left(0, limit=24, reset=24 * HOUR))
+    gate.refuse(upstream.LONGEST_PAUSE - 1)
+    gate.admit(upstream.LONGEST_PAUSE)

@@ -68,6 +68,7 @@ _NEVER_ENVOYS: Final = frozenset({429, 529})
 
 
 ANSWERED: Final = range(200, FIRST_REFUNDED_STATUS)
+MEDIA: Final = ("audio/", "image/", "video/")
 
 
 class WatchedCalls:
@@ -112,8 +113,8 @@ class WatchedCalls:
 class CallStream:
     """Watches one call. Feed it every message, and `close` it when the stream is over, however it ended."""
 
-    __slots__ = ("_attempts", "_calls", "_cut", "_ended", "_facts", "_is_stream", "_late", "_permit", "_read",
-                 "_reader", "_said", "_sees_body", "_sent", "_status", "_usage_of_envoy",
+    __slots__ = ("_attempts", "_calls", "_cut", "_ended", "_facts", "_is_media", "_is_stream", "_late", "_permit",
+                 "_read", "_reader", "_said", "_sees_body", "_sent", "_status", "_usage_of_envoy",
                  "_usage_of_headers")  # fmt: skip
 
     def __init__(self, calls: WatchedCalls) -> None:
@@ -131,6 +132,7 @@ class CallStream:
         self._sent = 0
         self._read = 0
         self._is_stream = False
+        self._is_media = False  # sound and pictures have no place for usage
         self._said: int | None = None
         self._late: Permit | None = None
 
@@ -190,7 +192,7 @@ class CallStream:
             permit.release(now)
             self._calls.gate.rearm()
         whole = self._status in ANSWERED and not self._cut
-        if whole and self._facts.tells_usage and permit.settled is Settled.ESTIMATED:
+        if whole and self._facts.tells_usage and not self._is_media and permit.settled is Settled.ESTIMATED:
             for tell in self._calls.on_untold:
                 tell(permit.call.applied[0].key.provider)
 
@@ -262,6 +264,7 @@ class CallStream:
         if self._facts is not None and self._usage_of_headers is None:
             content_type = values.get("content-type", b"").decode("latin-1")
             self._is_stream = is_stream(content_type)
+            self._is_media = content_type.lower().startswith(MEDIA)
             self._reader = reader_for(
                 self._facts.shape.response, content_type, values.get("content-encoding", b"").decode("latin-1")
             )

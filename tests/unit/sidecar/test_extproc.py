@@ -80,19 +80,22 @@ class Calls:
         document = limits("openai", "http://127.0.0.1:9", caps, profile={"word": WORD, **profile})
         self.gate.apply(merge(parse(document, "test")), {})
         self.refused: list[tuple[str, int, RefusedAs]] = []
-        self.watched = WatchedCalls(self.gate, on_refused=[lambda *told: self.refused.append(told)])
+        self.untold: list[str] = []
+        self.watched = WatchedCalls(
+            self.gate, on_refused=[lambda *told: self.refused.append(told)], on_untold=[self.untold.append]
+        )
 
-    async def admit(self) -> str:
+    async def admit(self, **facts: str) -> str:
         request = RateLimitRequest()
         descriptor = request.descriptors.add()
-        for key, value in {"provider": "openai", "user": "alice", "bytes": "400", "max_tokens": "50"}.items():
+        for key, value in {"provider": "openai", "user": "alice", "bytes": "400", "max_tokens": "50", **facts}.items():
             descriptor.entries.add(key=key, value=value)
         response = await RateLimitService(self.gate).should_rate_limit(request)
         return str(response.dynamic_metadata["lease"])
 
-    async def answered(self, message: ProcessingRequest) -> None:
+    async def answered(self, message: ProcessingRequest, **facts: str) -> None:
         """A call whose answer begins like that."""
-        lease = await self.admit()
+        lease = await self.admit(**facts)
         stream = self.watched.open()
         stream.feed(beginning(lease))
         stream.feed(message)
@@ -428,3 +431,13 @@ async def test_attempts_that_failed_cost_tokens_where_the_provider_counts_them()
         charged[attempts] = calls.tokens
 
     assert charged[3] == charged[1] + 2 * reserved
+
+
+async def test_nobody_misses_usage_where_there_is_no_place_for_it() -> None:
+    calls = Calls()
+    await calls.answered(answer("application/json"), model="gpt")
+    assert calls.untold == ["openai"]
+    await calls.answered(answer("audio/mpeg"), model="tts")
+    await calls.answered(answer("Image/png"), model="pictures")
+    await calls.answered(answer("application/json"), model="omni-moderation", api="free")
+    assert calls.untold == ["openai"]

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 
 from helpers.envoy import short_folder, validate
 from helpers.mesh import CA_BUNDLE, SUBJECTS, limits_of
+from helpers.system import limits
+from sluice.config.document import parse
 from sluice.config.merge import Configuration, merge
 from sluice.config.types import FailurePolicy
 from sluice.core.limits import SECOND, Limits
@@ -39,6 +41,16 @@ def every_kind() -> Configuration:
 def test_envoy_accepts_the_bootstrap(configuration: Configuration, usage: UsageSource) -> None:
     with short_folder() as folder:
         assert validate(bootstrap(configuration, replace(SETTINGS, usage=usage)), folder) == ""
+
+
+@pytest.mark.parametrize("path", ["/" + "a" * 127, "**/x" * 32, "/*a" * 42, "**/" * 42 + "a"])
+def test_envoy_accepts_every_path_that_a_profile_may_have(path: str) -> None:
+    """One that it does not like would hold back the limits of everybody."""
+    profile = {"apis": [{"name": "long", "paths": [path]}]}
+    document = limits("a" * 63, "http://a.example", {"requestsPerMinute": 1}, api="OpenAI", profile=profile)
+    configuration = merge(parse(document, "test"))
+    with short_folder() as folder:
+        assert validate(bootstrap(configuration, SETTINGS), folder) == ""
 
 
 def test_envoy_accepts_a_bootstrap_that_follows_files() -> None:

@@ -25,6 +25,9 @@ from sluice_sidecar.envoy_settings import MIB, EnvoySettings
 RUNTIME: Final = {
     # `bytes` of the descriptor is the size of the body as it came, also where no content-length says it.
     "envoy.reloadable_features.enable_formatter_for_ratelimit_action_descriptor_value": True,
+    # Envoy takes no expression of more than 100 steps, and with it none of the routes: a path of some 90 characters in
+    # one profile would hold back the limits of everybody. Its expressions take linear time, however long they are.
+    "re2.max_program_size.error_level": 10_000,
 }
 
 CONNECTIONS: Final = 50_000

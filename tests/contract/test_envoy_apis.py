@@ -11,6 +11,8 @@ import pytest_asyncio
 from helpers.mesh import SUBJECTS, Mesh, limits_of, running_mesh
 from helpers.recording import post
 from helpers.responses import Recorded, recorded
+from helpers.system import limits
+from sluice.config.document import parse
 from sluice.config.merge import Configuration, merge
 from sluice.usage.profiles import BUILT_IN
 
@@ -83,3 +85,15 @@ async def test_a_body_is_read_for_the_facts_that_its_api_knows(mesh: Mesh) -> No
     body = json.dumps({"inferenceConfig": {"maxTokens": 9}}).encode()
     call = await mesh.call(post("/bedrock/model/m/converse", body))
     assert (call.facts["model"], call.facts["max_output_tokens"]) == ("m", "9")
+
+
+async def test_a_segment_is_taken_as_it_is_spelled() -> None:
+    api = {"name": "z", "paths": ["/v1/**"], "request": {"model": "Path", "modelAfter": ["fine-tuned", "v1.models"]}}
+
+    def spelled(upstream: str) -> Configuration:
+        return merge(parse(limits("openai", upstream, {"requestsPerMinute": 9}, profile={"apis": [api]}), "test"))
+
+    async with running_mesh(spelled) as mesh:
+        for path, model in {"fine-tuned/a": "a", "v1.models/b": "b", "v1xmodels/c": None, "fintuned/d": None}.items():
+            call = await mesh.call(post(f"/openai/v1/{path}"))
+            assert call.facts.get("model") == model, path

@@ -262,7 +262,8 @@ local function model_in(path, segments) -- the segment behind one of these, less
   path = match(path, "^[^?]*")
   for _, form in ipairs({path, (path:gsub("%%2[Ff]", "/"))}) do
     for segment in segments:gmatch("%S+") do
-      local name = match(form, "^[^/]+", match(lower(form), "^.*/" .. lower(segment) .. "/()") or #form + 1)
+      local plain = lower(segment):gsub("%p", "%%%0")
+      local name = match(form, "^[^/]+", match(lower(form), "^.*/" .. plain .. "/()") or #form + 1)
       if name then
         name = name:gsub("%%(%x%x)", function(code) return char(tonumber(code, 16)) end):gsub(":%a+$", "")
         return name ~= "" and #name <= LONGEST and clean((name:gsub("%z", "?"))) or nil

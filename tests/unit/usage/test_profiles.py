@@ -371,3 +371,11 @@ def test_a_file_that_is_like_nothing_says_all_itself() -> None:
 def test_a_file_holds_one_profile() -> None:
     assert mistakes(acme="provider: acme\n---\nprovider: ajax\n") == [": holds 2 documents: a profile's file has one"]
     assert mistakes(acme="") == [": holds 0 documents: a profile's file has one"]
+
+
+@pytest.mark.parametrize("header", ["*", "x-left-*", "a*b"])
+def test_a_header_is_named_in_full(header: str) -> None:
+    """To Envoy a `*` stands for others: a caller's key might be among them."""
+    text = f"provider: acme\nlike: openai\nword: {{counters: [{{of: requests, remaining: '{header}'}}]}}\n"
+    (mistake,) = mistakes(acme=text)
+    assert mistake.startswith("word.counters[0].remaining: must be the name of an HTTP header")

@@ -38,7 +38,8 @@ _SUMMAND: Final = Text(
     "members with `|` between them, of which the first that is there counts",
     256,
 )
-_HEADER: Final = Text("[a-z0-9!#$%&'*+.^_`|~-]+", "the name of an HTTP header in lower case", 128)
+_HEADER: Final = Text("[a-z0-9!#$%&'+.^_`|~-]+", "the name of an HTTP header in lower case", 128)
+"""Less the `*` that such a name may have: Envoy is told which headers to show, and there it stands for others."""
 _SEGMENT: Final = Text("[A-Za-z0-9._-]+", "a segment of a path", 64)
 _TEXT: Final = Text("[^\\x00-\\x1f\\x7f-\\x9f]+", "text without control characters", 512)
 _PERCENT: Final = Text("(0|[1-9][0-9]{0,3})%", "a percentage such as 0%, 100% or 500%", 5)

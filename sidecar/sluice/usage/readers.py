@@ -44,7 +44,10 @@ class UsageReader(Protocol):
 
     @property
     def seen_output(self) -> int:
-        """Characters of output that went by: a lower bound, for what is not text or is cut apart is not counted."""
+        """Bytes of output that went by, in UTF-8: a lower bound, for what is not text or is cut apart is not counted.
+
+        Bytes, as of the input, and not characters: a token is four letters of English, and about one of Chinese.
+        """
 
     @property
     def stopped(self) -> bool:
@@ -152,6 +155,7 @@ _HEX: Final = rb"[0-9a-fA-F]{2}"
 _PAIR: Final = rb"u[dD][89abAB]%s\\u[dD][c-fC-F]%s" % (_HEX, _HEX)
 """A character beyond the first 65,536: two surrogates."""
 _ESCAPE: Final = re.compile(rb"\\(?:%s|u%s%s|.)" % (_PAIR, _HEX, _HEX), re.DOTALL)
+_DECODER: Final = json.JSONDecoder(strict=False)
 _OVERLAP: Final = 1024
 """Bytes of a piece that are looked at again with the next one: more than any `stop` of a profile is long."""
 _UNREADABLE: Final = "unreadable"
@@ -194,7 +198,7 @@ class JsonReader:
     def feed(self, data: bytes) -> None:
         """Take the next bytes of the body."""
         self._scanner.feed(data)
-        self.seen_output += _characters(self._output, data)
+        self.seen_output += _text_size(self._output, data)
 
     def finish(self) -> Usage | None:
         """What the body told."""
@@ -271,7 +275,7 @@ class StreamReader:
             self._stopped = self._stopped or (stopping and scanner.done)
         for kind, output in self._patterns.event_output:
             if kind in event:
-                self.seen_output += _characters(output, event)
+                self.seen_output += _text_size(output, event)
                 break
 
     def _says_stop(self, data: bytes) -> bool:
@@ -293,7 +297,7 @@ class DecodingReader:
 
     @property
     def seen_output(self) -> int:
-        """Characters of output that went by."""
+        """Bytes of output that went by."""
         return self._reader.seen_output
 
     @property
@@ -335,10 +339,17 @@ def _integer(digits: str) -> int | str:
     return int(digits) if len(digits) <= MAX_DIGITS else digits
 
 
-def _characters(output: re.Pattern[bytes], data: bytes) -> int:
-    """Characters in the strings that `output` finds in `data`."""
-    characters = 0
+def _text_size(output: re.Pattern[bytes], data: bytes) -> int:
+    """Bytes in the strings that `output` finds in `data`, with their escapes undone."""
+    size = 0
     for match in output.finditer(data):
         text = data[match.end() : end_of_string(data, match.end())]
-        characters += len(_ESCAPE.sub(b".", text).decode(errors="ignore"))
-    return characters
+        size += _size_undone(text) if b"\\" in text else len(text)
+    return size
+
+
+def _size_undone(text: bytes) -> int:
+    try:
+        return len(_DECODER.decode(f'"{text.decode()}"').encode(errors="surrogatepass"))
+    except ValueError:  # it is cut apart, or no text
+        return len(_ESCAPE.sub(b".", text))

@@ -43,8 +43,8 @@ def settle(
 
     `status` is the response's status code, None if no response headers were seen; an informational one (1xx) is judged
     like 2xx, for what would have followed it may have cost tokens. `complete` says that the response came to its end
-    and was not broken off, and that it may hold more output than was seen. `seen_output` is the number of characters
-    of output that were seen.
+    and was not broken off, and that it may hold more output than was seen. `seen_output` is the number of bytes of
+    output that were seen.
 
     A usage that is not partial is the provider's last word, so it is committed even if the client left after it.
     Without one, input and output are charged apart, and both are added up. The input is the larger of its estimate and

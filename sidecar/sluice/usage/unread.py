@@ -7,7 +7,7 @@ from sluice.usage.estimation import BYTES_PER_TOKEN
 
 
 def unread_output(size: int, event_bytes: int, expected: Estimate, *, is_stream: bool) -> int:
-    """The characters of output in `size` bytes of an answer's body, an event stream or one document.
+    """The bytes of text in `size` bytes of an answer's body, an event stream or one document.
 
     `event_bytes` of a stream stand for one token (`Response.event_bytes`).
 

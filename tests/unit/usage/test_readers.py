@@ -93,7 +93,7 @@ def test_a_response_cut_off_anywhere_is_partial_or_told_all(response: Example) -
         usage = read(reader, response.body[:cut])
         assert usage is None or usage.partial or usage == response.usage
         assert usage is None or response.usage is None or usage.total <= response.usage.total
-        assert reader.seen_output <= len(response.output)
+        assert reader.seen_output <= len(response.output.encode())
 
 
 @every_response
@@ -101,7 +101,7 @@ def test_the_output_that_went_by_is_counted_once(response: Example) -> None:
     reader = response.reader()
     read(reader, response.body)
 
-    assert reader.seen_output == len(response.output)
+    assert reader.seen_output == len(response.output.encode())
 
 
 @every_response
@@ -131,7 +131,7 @@ def test_a_response_that_is_encoded_gives_its_usage(response: Example, coding: s
     whole, bytewise = response.reader(header(coding)), response.reader(header(coding))
 
     assert read(whole, body) == response.usage
-    assert whole.seen_output == len(response.output) or not response.content_type.startswith("text/")
+    assert whole.seen_output == len(response.output.encode()) or not response.content_type.startswith("text/")
     assert read(bytewise, body, 1) == response.usage
 
 
@@ -231,22 +231,24 @@ def test_a_stream_that_tells_no_usage_has_none(usage: object) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "characters"),
+    ("text", "size"),
     [
         (r"abc", 3),
-        ("grüße 🌊", 7),
-        (r"gr\u00fc\u00DFe \ud83c\udf0a", 7),
+        ("grüße 🌊", 12),
+        (r"gr\u00fc\u00DFe \ud83c\udf0a", 12),
         (r"\"\\\n\/", 4),
-        (r"\ud83c", 1),
-        (r"\ud83c\ud83c\udf0a\udf0a", 3),
-        (r"\\ud83c\udf0a", 7),
+        (r"\u4e16\u754c", 6),
+        (r"\u003c\u00e9", 3),
+        (r"\ud83c", 3),
+        (r"\ud83c\ud83c\udf0a\udf0a", 10),
+        (r"\\ud83c\udf0a", 9),
     ],
 )
-def test_an_escape_counts_as_the_character_that_it_stands_for(text: str, characters: int) -> None:
+def test_an_escape_counts_as_the_character_that_it_stands_for(text: str, size: int) -> None:
     reader = StreamReader(OPENAI)
     read(reader, b'data: {"choices":[{"delta":{"content":"%s"}}]}\n\n' % text.encode())
 
-    assert reader.seen_output == characters
+    assert reader.seen_output == size
 
 
 def test_usage_told_again_and_again_is_not_added_up() -> None:

@@ -158,7 +158,7 @@ class CallStream:
         self._attempts = min(max(self._attempts, attempts), MOST_ATTEMPTS)
 
     def whole(self, lease: str, status: int, said: int) -> None:
-        """A stream has come to its end, answered with this status; `said` are the characters counted in it."""
+        """A stream has come to its end, answered with this status; `said` are the bytes of text counted in it."""
         if self._permit is not None or self._claim(lease):
             self._status, self._said, self._late = self._status or status, said, self._permit
             self.close()
@@ -167,7 +167,7 @@ class CallStream:
         """The call was cut: it ends now.
 
         `status` is the one its client was answered with, 0 if there was none; `sent` are the bytes of the answer's
-        body that had gone by, of this type, and `said` the characters in them, where Envoy has counted them.
+        body that had gone by, of this type, and `said` the bytes of text in them, where Envoy has counted them.
         """
         if self._permit is not None or self._claim(lease):
             self._cut, self._sent, self._said = True, sent, said

@@ -52,7 +52,7 @@ REFUSAL_NAMESPACE: Final = "sluice.refusal"
 STREAM_NAMESPACE: Final = "sluice.stream"
 """Where Envoy keeps what it knows of a stream that was not asked for its usage."""
 SAID: Final = "said"
-"""How many characters went by in it, of what the model says."""
+"""How many bytes went by in it, of what the model says."""
 ATTRIBUTES: Final = ("upstream.request_attempt_count", "response.code_details")
 """What Envoy tells of an answer besides."""
 USAGE_NAMESPACE: Final = "envoy.ai.token_usage"
@@ -132,7 +132,7 @@ def refusal_in(metadata: Any) -> str:
 
 
 def said_in(metadata: Any) -> int | None:
-    """The characters that Envoy has counted in a stream, from the same place; None if it has not."""
+    """The bytes of text that Envoy has counted in a stream, from the same place; None if it has not."""
     namespaces = metadata.filter_metadata
     fields = namespaces[STREAM_NAMESPACE].fields if STREAM_NAMESPACE in namespaces else {}
     return int(fields[SAID].number_value) if SAID in fields else None

@@ -296,12 +296,22 @@ async def test_where_usage_is_guessed_the_gate_is_told_what_was_said_and_shown_n
 
 
 def spoken(stream: bytes) -> int:
-    """The characters of a stream that our own reader counts."""
+    """The bytes of text in a stream that our own reader counts."""
     reader = reader_for(BUILT_IN.profile("openai").shape("completions").response, "text/event-stream")
     assert reader is not None
     reader.feed(stream)
     reader.finish()
     return reader.seen_output
+
+
+@pytest.mark.parametrize("text", ["x" * 50_000, '"\\\n' * 9000, "\u4e16\u754c" * 6000, "\U0001f30a\\" * 3000])
+async def test_an_event_that_comes_in_many_pieces_is_counted_whole(mesh: Mesh, text: str) -> None:
+    event = chunk(choices=[{"delta": {"content": text}}])
+    for pieces in (7000, 16_384):
+        parts = [event[at : at + pieces] for at in range(0, len(event), pieces)]
+        seen, stream = await answered(mesh, GUESSING, b'{"stream":true}', (SAID, *parts, SAID, DONE))
+        assert seen == SAID + event + SAID + DONE
+        assert mesh.gate.said[stream.lease] == len(text.encode()) + spoken(SAID + SAID)
 
 
 async def test_what_was_said_is_told_of_a_stream_that_is_cut_too(mesh: Mesh) -> None:

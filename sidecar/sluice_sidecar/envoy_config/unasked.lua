@@ -5,11 +5,13 @@
 --           `data: {..., "choices": [], "usage": {...}}`. All that is held back is a line that has begun like one and is
 --           not whole yet; the rest of a line that cannot be one goes on at once. At the end of a stream Lua has no way to
 --           send what it held, so a line is judged as soon as its object is closed, whether or not a line feed follows.
---   count   Nobody has asked: the characters that the model says are counted as they go by, and nothing is held back. They
+--   count   Nobody has asked: the bytes that the model says are counted as they go by, and nothing is held back. They
 --           stand in the members that the route names (`text`), and the access log tells the gate how many there were.
 
 local MARKS = "sluice.stream"
 local LONGEST = 8192 -- bytes of a line that are held: usage takes some 600, with all its details, and a word some 300
+
+local KEY = 80 -- bytes of a longer one that wait for the next piece: a key may have begun there
 
 local byte, find, match, sub, gsub, lower = string.byte, string.find, string.match, string.sub, string.gsub, string.lower
 
@@ -83,21 +85,40 @@ local function closing(s, from) -- the quote that ends the text that begins ther
   return to
 end
 
-local function characters(text) -- as the reader of the gate counts them
-  if not find(text, "[\\\128-\255]") then return #text end
-  text = gsub(gsub(text, "\\u[dD][89abAB]%x%x\\u[dD][c-fC-F]%x%x", "x"), "\\u%x%x%x%x", "x")
-  text = gsub(text, "\\.", "x")
-  local _, continuations = gsub(text, "[\128-\191]", "")
-  return #text - continuations
+local function size(text) -- bytes with escapes undone, as the reader of the gate counts them
+  if not find(text, "\\", 1, true) then return #text end
+  text = gsub(gsub(text, "\\\\", "x"), "\\u[dD][89abAB]%x%x\\u[dD][c-fC-F]%x%x", "xxxx")
+  text = gsub(gsub(gsub(text, "\\u00[0-7]%x", "x"), "\\u0[0-7]%x%x", "xx"), "\\u%x%x%x%x", "xxx")
+  return #text - select(2, gsub(text, "\\.", ""))
+end
+
+local function whole(text) -- as far as no escape may go on behind it
+  local from = math.max(1, #text - 11)
+  local at = find(text, "\\", from, true)
+  if not at then return text end
+  while at > 1 and byte(text, at - 1) == 92 do at = at - 1 end
+  return #text - at < LONGEST and sub(text, 1, at - 1) or text
 end
 
 local function counter(members) -- a function that is given a stream piece by piece, and returns what was said so far
   local keys, held, said = {}, "", 0
+  local inside = false -- a text has begun in a line that was too long to be held
   for name in members:gmatch("%S+") do keys[#keys + 1] = '"' .. name .. '"' end
   return function(s)
     s = held .. s
+    if inside then
+      local stop = closing(s, 1)
+      local text = stop and sub(s, 1, stop - 1) or whole(s)
+      said, inside = said + size(text), not stop
+      s = sub(s, stop and stop + 1 or #text + 1)
+      if inside then
+        held = s
+        return said
+      end
+    end
     local lines = byte(s, -1) == 10 and s or match(s, "^.*\n") or ""
-    if #s - #lines > LONGEST then lines = s end
+    local cut = #s - #lines > LONGEST
+    if cut then lines = sub(s, 1, -KEY - 1) end
     held = sub(s, #lines + 1)
     for index = 1, #keys do
       local key, at = keys[index], 1
@@ -108,7 +129,10 @@ local function counter(members) -- a function that is given a stream piece by pi
         local start = match(lines, '^%s*:%s*"()', at)
         local stop = start and closing(lines, start)
         if stop then
-          said, at = said + characters(sub(lines, start, stop - 1)), stop + 1
+          said, at = said + size(sub(lines, start, stop - 1)), stop + 1
+        elseif start and cut then
+          local text = whole(sub(lines, start))
+          said, inside, held = said + size(text), true, sub(s, start + #text)
         end
       end
     end

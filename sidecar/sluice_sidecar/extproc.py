@@ -212,7 +212,8 @@ class CallStream:
         """What the call has shown: its input as far as it counts, and its output."""
         counted = None if usage.input_tokens is None else facts.scale.fresh_input(charge)
         if counted is not None or usage.output_tokens is not None:
-            self._calls.gate.learn(facts.kind, Lesson(*facts.asked, counted, usage.output_tokens))
+            size = 0 if facts.asked.blob_size else facts.asked.size  # a token of a picture says nothing of text
+            self._calls.gate.learn(facts.kind, Lesson(size, facts.asked.output_cap, counted, usage.output_tokens))
 
     def _settlement(self, facts: CallFacts) -> tuple[Settlement, Usage | None]:
         """What the call is charged, and the usage that was told."""

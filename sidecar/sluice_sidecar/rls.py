@@ -6,7 +6,7 @@ The descriptor that Sluice's Envoy sends (domain and order are free, a missing f
     user, org, project  the subject of that scope, as Envoy saw it (a header's value, or the caller's key)
     account             the caller's key, where it is none of these: whose quota it is at the provider
     api                 the name of the API in the provider's profile
-    model, bytes, max_output_tokens (or max_tokens, max_completion_tokens), n, stream, stream_usage
+    model, bytes, blob_bytes, max_output_tokens (or max_tokens, max_completion_tokens), n, stream, stream_usage
                         what the request says of itself
 
 It becomes one call and, if admitted, a permit. A descriptor with a `hits_addend`, or with an entry `unit` of

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import gzip
 import json
 from collections.abc import AsyncIterator
+from random import Random
 
 import pytest
 import pytest_asyncio
@@ -93,6 +95,49 @@ async def test_geminis_model_is_read_from_the_path_alone(mesh: Mesh, path: str, 
     assert call.facts.get("model") == model
 
 
+PICTURE = base64.b64encode(Random(1).randbytes(1_000_000))
+SMALL = PICTURE[:3000]
+URLSAFE = base64.urlsafe_b64encode(Random(1).randbytes(3000))
+TEXT = b"The quick brown fox, aged 5, jumps over the lazy dog. " * 100
+WORD = b"SoOneCanWriteAPromptWithoutSpaces2" * 100
+
+
+def user(content: bytes) -> bytes:
+    return b'{"model": "gpt", "messages": [{"role": "user", "content": [%s, {"text": "what is it?"}]}]}' % content
+
+
+# A body, and how many bytes of it are files.
+BLOBS: dict[bytes, int] = {
+    user(b'{"image_url": {"url": "data:image/png;base64,%s"}}' % PICTURE): len(PICTURE) + 22,
+    user(b'{"image_url": {"url": "data:image\\/png;base64,%s"}}' % PICTURE.replace(b"/", b"\\/")): len(PICTURE)
+    + 23
+    + PICTURE.count(b"/"),
+    user(b'{"input_audio": {"data": "%s", "format": "wav"}}' % SMALL): 3000,
+    user(b'{"source": {"type": "base64", "data": "%s"}}, {"source": {"data": "%s"}}' % (SMALL, PICTURE)): len(PICTURE)
+    + 3000,
+    user(b'{"inlineData": {"mimeType": "image/png", "data": "%s"}}' % URLSAFE): len(URLSAFE),
+    user(b'{"image": {"source": {"bytes": "%s"}}}' % SMALL.replace(b"+", b"\\u002B").replace(b"=", b"\\u003d")): 3000
+    + 5 * SMALL.count(b"+"),
+    user(b'{"text": "%s"}' % WORD): len(WORD),
+    b'["%s", {"x": "%s"}, NaN' % (SMALL, SMALL): 6000,
+    user(b'"%s"' % TEXT): 0,
+    user(b'"%s%s"' % (SMALL, TEXT)): 0,
+    user(b'"%s%s"' % (PICTURE[:20_000], TEXT + SMALL)): 0,
+    user(b'"%s%s"' % (TEXT, SMALL)): 0,
+    user(b'"see data:image/png;base64,%s"' % SMALL): 0,
+    user(b'"data:%s"' % SMALL): 0,
+    user(b'"data:%s,"' % (b";base64" * 100_000)): 0,
+    user(b'"%s"' % SMALL[:2000]): 0,
+    user(b'"%s"' % (b"x" * 100_000)): 0,
+    user(b'"%s"' % (b"0123456789abcdef" * 1000)): 0,
+    user(b'"%s"' % b"\\n".join([SMALL[:60]] * 100)): 0,
+    user(b'"%s"' % ("\u8bf7\u8bf4" * 1000).encode()): 0,
+    user(b'"%s"' % (b"\\u8bf7" * 1000)): 0,
+    user(b'"%s"' % (b"\\\\" * 3000)): 0,
+    b'{"model": "gpt", "cut": "' + PICTURE: 0,
+}
+
+
 # A body, and what the gate learns of it beside its size.
 BODIES: dict[bytes, dict[str, str]] = {
     b"": {},
@@ -111,6 +156,7 @@ BODIES: dict[bytes, dict[str, str]] = {
     b'{"model": "gpt", "x": %s}' % (b"[" * 5000 + b"]" * 5000): {"model": "gpt"},
     b'{"model": "' + b"x" * 9000 + b'"}': {},
     b'{"model": "' + b"x" * 5_000_000 + b'"}': {},
+    b'{"model": "' + PICTURE + b'"}': {"blob_bytes": str(len(PICTURE))},
     b'{"model": ""}': {},
     b'{"model": null}': {},
     b'{"model": {"a": 1}}': {},
@@ -181,6 +227,28 @@ async def test_the_gate_is_asked_whatever_the_body_claims_to_be(mesh: Mesh) -> N
     packed = gzip.compress(body)
     call = await mesh.call(post(CHAT, packed, "content-encoding: gzip"))
     assert call.facts == {"provider": "openai", "api": "completions", "bytes": str(len(packed))}
+
+
+async def test_the_gate_is_told_how_much_of_a_body_is_files(mesh: Mesh) -> None:
+    for body, blobs in BLOBS.items():
+        call = await mesh.call(post(CHAT, body))
+        assert call.facts.get("blob_bytes") == (str(blobs) if blobs else None), body[:150]
+        assert call.facts["bytes"] == str(len(body))
+        assert [received.body for received in call.received] == [body], body[:150]
+
+
+async def test_a_form_with_a_file_is_a_file_and_what_claims_to_be_one_is_not(mesh: Mesh) -> None:
+    parts = b'--x\r\ncontent-disposition: form-data; name="file"; filename="a.mp3"\r\n\r\n\xff\xfb"{\x00\r\n--x--\r\n'
+    for body, claim, blobs in (
+        (parts, "multipart/form-data; boundary=x", str(len(parts))),
+        (parts, "Multipart/Form-Data; boundary=x", str(len(parts))),
+        (parts, "application/json", None),
+        (b'{"model": "gpt", "x": "--x"}', "multipart/form-data; boundary=x", None),
+        (b"", "multipart/form-data; boundary=x", None),
+    ):
+        call = await mesh.call(post("/openai/v1/audio/transcriptions", body, f"content-type: {claim}"))
+        assert call.facts.get("blob_bytes") == blobs, (body, claim)
+        assert [received.body for received in call.received] == [body]
 
 
 async def test_the_gate_is_asked_whatever_the_method_is(mesh: Mesh) -> None:

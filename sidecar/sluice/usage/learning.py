@@ -88,7 +88,8 @@ class Lesson(NamedTuple):
     """What a call that ended well has shown. Numbers are from 0 to `MAX_COUNT`."""
 
     size: int
-    """Bytes of its request's body; 0 if that is not known."""
+    """Bytes of its request's body; 0 if that is not known, or if files are among them: what they cost says nothing of
+    how many bytes of text make a token."""
     output_cap: int | None
     """The most output that it allowed, over all answers that it asked for; 0 if its API brings none, None if it
     declared nothing."""

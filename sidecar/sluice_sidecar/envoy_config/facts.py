@@ -28,7 +28,7 @@ from sluice_sidecar.envoy_config.callers import subject_actions
 
 NAMESPACE: Final = "sluice.request"
 
-FACTS: Final = ("model", "max_output_tokens", "n", "stream", "stream_usage")
+FACTS: Final = ("blob_bytes", "model", "max_output_tokens", "n", "stream", "stream_usage")
 """What is told of a call, whatever its API calls it: entries of the descriptor, and keys of the metadata."""
 
 

@@ -11,6 +11,9 @@
 --   switch  "stream_options.include_usage": what a call sets to be told the usage of a stream
 --   unasked "inject" or "estimate": what becomes of a stream that does not set it
 --
+-- Besides it tells how much of the body is no text: `blob_bytes`, the bytes of files. These are texts of the JSON that are
+-- base64 by their look, behind `data:...;base64,` or not; a form of several parts (`multipart`) is one as a whole.
+--
 -- `inject` sets the switch in the body's text, in place, and marks the call, so that `unasked.lua` takes the chunk out that
 -- its caller did not ask for. `estimate` marks it for that script to count what streams.
 
@@ -19,6 +22,8 @@ local MARKS = "sluice.stream"
 local LONGEST = 8192 -- bytes of a text; of a longer one nothing is told
 local MOST_READERS = 256 -- texts of `facts` that are remembered as tables; limits that change bring new ones
 local MOST_EDITS = 100 -- places at which a body may set the switch: one that has more is refused
+local SHORTEST_BLOB = 2048 -- bytes of a text: a shorter one is no file, or one that is cheap as text too
+local STRIDE, SAMPLE = 4096, 256 -- of a text so many bytes in every so many are looked at; and the last
 local MOST_ESCAPED = 1000 -- names of fields with an escape: each takes some 300 ns to compare
 local DISGUISED = MOST_ESCAPED + 1 -- stands for a name of another case, by which some servers find the field all the same
 local NOT_UTF_8 = {"^\255\254", "^\254\255", "^[%s{]%z", "^%z+{", "^%z%s%z", "^%z%z\254\255", "^%z%z%z%s%z"}
@@ -156,6 +161,26 @@ local function closing(s, from) -- the quote that ends the text: the next with a
   return to
 end
 
+local function looks(s, from, to) -- like base64; and like more than one character again and again, a word or hex digits
+  local piece = sub(s, from, to)
+  if find(piece, "\\", 1, true) then -- what encoders of JSON escape of the alphabet, and such an escape cut off
+    piece = piece:gsub("\\/", ""):gsub("\\u00[23][bBdDfF]", ""):gsub("\\u?0?0?[23]?$", "")
+  end
+  if find(piece, "[^%w+/=_-]") then return false end
+  return true, find(piece, "%u") and find(piece, "%l") and find(piece, "%d")
+end
+
+local function is_blob(s, from, to) -- the long text that stands from there to there
+  local _, prefix = find(sub(s, from, from + SAMPLE), "^data:[^,]*;base64,")
+  local good, mixed = looks(s, to - SAMPLE + 1, to)
+  for at = from + (prefix or 0), to, STRIDE do
+    local as_well, so_mixed = looks(s, at, math.min(at + SAMPLE - 1, to))
+    good, mixed = good and as_well, mixed or so_mixed
+    if not good then return false end
+  end
+  return good and (prefix or mixed)
+end
+
 local function value(s, from) -- the text or number that begins there; nil for anything else
   if byte(s, from) == 34 then
     local to = closing(s, from)
@@ -173,8 +198,9 @@ end
 
 local function values_at(s, wanted, note)
   -- Where the values of the facts begin, by key, those in an object by its key and theirs; of a key that comes twice, the
-  -- last. `note` is told of each, and of the objects. The last result is where the whole object begins.
-  local found, root = {}, nil
+  -- last. `note` is told of each, and of the objects. The other results are where the whole object begins, and how many
+  -- bytes of its texts are blobs.
+  local found, root, blobs = {}, nil, 0
   local i, size, depth = 1, #s, 0
   local facts, into, key, is_key
   local facts_inside, into_inside -- of the object at depth 2 that is open
@@ -192,6 +218,7 @@ local function values_at(s, wanted, note)
       local start = i
       i = closing(s, start)
       if not i then break end
+      if i - start > SHORTEST_BLOB and is_blob(s, start + 1, i - 1) then blobs = blobs + i - start - 1 end
       if is_key then key, is_key = known(facts, s, start + 1, i - 1), false end
     elseif c == 123 or c == 91 then
       depth = depth + 1
@@ -220,7 +247,7 @@ local function values_at(s, wanted, note)
     end
     i = i + 1
   end
-  return found, root
+  return found, root, blobs
 end
 
 local function switched_on(s, switch) -- the body with the switch set, wherever it stands; nil if that cannot be done
@@ -279,6 +306,10 @@ end
 local ON = {["true"] = true, ["1"] = true, ["1.0"] = true, t = true, yes = true, y = true, on = true}
 -- How a call says that it wants a stream: some servers take any of these, also as texts and in any case.
 
+local function is_multipart(handle, s) -- and no JSON that claims to be: a claim must not make text cheap
+  return sub(s, 1, 2) == "--" and find((handle:headers():get("content-type") or ""):lower(), "^%s*multipart/")
+end
+
 function envoy_on_request(handle)
   local body = handle:body()
   local route = handle:filterContext() -- only now: it does not outlive the wait for the body
@@ -291,13 +322,15 @@ function envoy_on_request(handle)
   facts = reader(facts)
   local s = body:getBytes(0, body:length())
   escaped = 0
-  local found = values_at(s, facts)
+  local found, _, blobs = values_at(s, facts)
   local refused = escaped > MOST_ESCAPED
   for _, pattern in ipairs(NOT_UTF_8) do refused = refused or find(s, pattern) end
   if refused then
     refuse(handle)
     return
   end
+  if is_multipart(handle, s) then blobs = #s end
+  if blobs > 0 then metadata:set(NAMESPACE, "blob_bytes", string.format("%d", blobs)) end
   local told = {}
   local function tell(fact, from)
     local new = value(s, from)

@@ -123,6 +123,18 @@ async def test_calls_without_a_cap_reserve_what_such_calls_have_used() -> None:
     assert await system.reserved(max_tokens="") == about(3100)
 
 
+async def test_calls_with_files_teach_what_they_bring_and_nothing_of_the_bytes_of_a_token() -> None:
+    system = System(estimation=LEARNED)
+    await system.call()
+    files = {"bytes": "51400", "blob_bytes": "51200"}
+    await system.call(times=200, used=(3000, 500), **files)
+
+    assert await system.reserved() == about(EXPECTED)
+    assert await system.reserved(**files) == about(25 + 100 + 500)
+    await system.call(times=200, used=(3000, 5000), **files)
+    assert await system.reserved() == about(100 + 5000)
+
+
 async def test_calls_under_other_entries_learn_apart_and_other_limits_change_nothing() -> None:
     batch = {"match": {"subjects": ["batch"]}, "tokensPerDay": 10**9}
     system = System({"tokensPerDay": 10**9}, batch, estimation=LEARNED)

@@ -80,7 +80,7 @@ def test_a_declared_cap_counts_for_every_answer_and_at_least_for_one(n: str, out
     ids=lambda text: ascii(text)[:12],
 )
 def test_an_unreadable_cap_declares_nothing(text: str) -> None:
-    assert asked(dict.fromkeys((*OUTPUT_CAPS, "bytes", "n"), text)) == Asked(0, None)
+    assert asked(dict.fromkeys((*OUTPUT_CAPS, "bytes", "blob_bytes", "n"), text)) == Asked(0, None)
 
 
 @pytest.mark.parametrize(("text", "tokens"), [("16.000000", 16), ("16.5", 17), ("0.1", 1), ("0016", 16)])
@@ -103,6 +103,41 @@ def test_an_input_of_which_nothing_was_learned_is_a_quarter_of_its_bytes(
     estimation: Estimation, size: int, tokens: int
 ) -> None:
     assert estimate(Asked(size, None), estimation).input_tokens == tokens
+
+
+@pytest.mark.parametrize(
+    ("size", "blobs", "tokens"),
+    [
+        (1_333_336, 1_333_336, 2605),
+        (1_333_736, 1_333_336, 100 + 2605),
+        (1, 1, 1),
+        (512, 512, 1),
+        (513, 513, 2),
+        (100, 200, 1),
+    ],
+)
+@pytest.mark.parametrize("estimation", [DECLARED, LEARNED, FIXED])
+def test_files_count_far_less_than_text_of_their_size(
+    estimation: Estimation, size: int, blobs: int, tokens: int
+) -> None:
+    request = asked({"bytes": str(size), "blob_bytes": str(blobs)})
+
+    assert estimate(request, estimation).input_tokens == tokens
+
+
+def test_what_was_learned_of_text_is_not_applied_to_files() -> None:
+    known = experience(None, 100, size=800, tokens=800)
+
+    assert estimate(Asked(51_600, None, 51_200), LEARNED, known).input_tokens == 400 + 100
+
+
+@pytest.mark.parametrize("facts", [{"blob_bytes": "512"}, {"bytes": "8", "blob_bytes": "x"}, {"bytes": "8"}])
+def test_files_of_no_size_or_in_a_body_of_none_change_nothing(facts: dict[str, str]) -> None:
+    assert asked(facts).blob_size == 0
+
+
+def test_an_api_without_output_has_files_too() -> None:
+    assert asked({"bytes": "20", "blob_bytes": "10"}, brings_output=False) == Asked(20, 0, 10)
 
 
 @pytest.mark.parametrize(("ratio", "tokens"), [(1, 1001), (3, 334), (64, 16)])
@@ -252,7 +287,7 @@ def test_neither_a_declared_cap_nor_what_was_learned_refuses_every_call_where_it
 
 @settings(max_examples=200, deadline=None)
 @given(
-    st.dictionaries(st.sampled_from([*OUTPUT_CAPS, "bytes", "n"]), st.text() | st.integers().map(str)),
+    st.dictionaries(st.sampled_from([*OUTPUT_CAPS, "bytes", "blob_bytes", "n"]), st.text() | st.integers().map(str)),
     st.builds(
         Estimation,
         st.sampled_from(Mode),

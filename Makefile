@@ -77,8 +77,8 @@ bench: setup ## Measure the gate: decisions per second, and what it adds to a ca
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
-test-quick: $(READY) ## Unit and property tests: a minute or two, no Envoy
-	$(BIN)/pytest $(wildcard tests/unit tests/property) $(ARGS)
+test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
+	$(BIN)/pytest -m "not thorough" $(wildcard tests/unit tests/property) $(ARGS)
 
 test-fuzz: $(READY) ## Every reader of what providers send and of saved counts, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)
 	$(BIN)/pytest tests/fuzz $(ARGS)
@@ -111,7 +111,7 @@ format: $(READY) ## Put the code into its format, and fix what the linter can
 	$(BIN)/ruff format .
 
 coverage: $(READY) ## The quick tests, with the lines and branches they miss
-	$(BIN)/pytest $(wildcard tests/unit tests/property) --cov --cov-report=term-missing $(ARGS)
+	$(BIN)/pytest -m "not thorough" $(wildcard tests/unit tests/property) --cov --cov-report=term-missing $(ARGS)
 
 ##### Maintain
 

@@ -63,3 +63,14 @@ EXAMPLES = [
     )
     for told in recorded()
 ]
+
+
+def _shortest() -> list[Example]:
+    forms: dict[object, Example] = {}
+    for example in sorted(EXAMPLES, key=lambda each: len(each.body)):
+        forms.setdefault((example.response.usage, example.response.stop, example.content_type), example)
+    return list(forms.values())
+
+
+SHORTEST = _shortest()
+"""The shortest of each form: where its usage stands, what says that the model has stopped, and how it is framed."""

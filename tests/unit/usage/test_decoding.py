@@ -163,19 +163,30 @@ size = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = size(), time.process_time()
 for piece in decoder.feed(body):
     scanner.feed(piece)
-print(decoder.stopped, size() - before, time.process_time() - start)
+print(int(decoder.stopped), size() - before, time.process_time() - start)
 """
+MOST_MEMORY = 8 * 1024
+"""KiB."""
+MOST_SECONDS = 0.050
+
+
+def measured(body: bytes, codings: tuple[str, ...]) -> tuple[bool, int, float]:
+    """Whether it was given up, and the KiB of memory and the seconds that it took, in a process of its own."""
+    program = [sys.executable, "-c", MEASURE, header(*codings)]
+    stopped, memory, seconds = subprocess.run(program, input=body, capture_output=True, check=True).stdout.split()
+    return stopped == b"1", int(memory), float(seconds)
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss is that of Linux")
 def test_a_bomb_costs_little_memory_and_time_and_is_not_read_on() -> None:
     for name, (body, codings) in bombs().items():
-        program = [sys.executable, "-c", MEASURE, header(*codings)]
-        # The least of three runs is the bomb's own time; the rest is what else the machine has to do.
-        runs = [subprocess.run(program, input=body, capture_output=True, check=True).stdout.split() for _ in range(3)]
-        assert runs[0][0] == b"True", name
-        assert min(int(run[1]) for run in runs) < 8 * 1024, name
-        assert min(float(run[2]) for run in runs) < 0.050, name
+        stopped, memory, seconds = measured(body, codings)
+        for _ in range(2):  # what else the machine has to do is not the bomb's
+            if memory >= MOST_MEMORY or seconds >= MOST_SECONDS:
+                stopped, memory, seconds = measured(body, codings)
+        assert stopped, name
+        assert memory < MOST_MEMORY, name
+        assert seconds < MOST_SECONDS, name
 
 
 @every_coding

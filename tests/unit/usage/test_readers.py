@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from helpers.codings import CODINGS, encoded, header
 from helpers.eventstream import event, exception
-from helpers.examples import EVENT_STREAM, EXAMPLES, WHOLE, Example, read, response_of
+from helpers.examples import EVENT_STREAM, EXAMPLES, SHORTEST, WHOLE, Example, read, response_of
 from helpers.responses import FOLDER
 from sluice.usage.event_stream import MessageSplitter
 from sluice.usage.ndjson import LineSplitter
@@ -27,6 +27,14 @@ OPENAI, ANTHROPIC, GEMINI = (BUILT_IN.profile(name).shapes[-1].response for name
 TEXTS = [response for response in EXAMPLES if response.is_text]
 every_response = pytest.mark.parametrize("response", EXAMPLES, ids=[response.name for response in EXAMPLES])
 every_text = pytest.mark.parametrize("response", TEXTS, ids=[response.name for response in TEXTS])
+every_response_cut_anywhere = pytest.mark.parametrize(
+    "response",
+    [
+        pytest.param(response, id=response.name, marks=() if response in SHORTEST else pytest.mark.thorough)
+        for response in EXAMPLES
+    ],
+)
+"""What takes the square of their length is tried with the shortest of each form first."""
 
 
 def events(*data: object) -> bytes:
@@ -50,7 +58,7 @@ def test_a_response_read_byte_by_byte_gives_its_usage(response: Example) -> None
     assert read(response.reader(), response.body, 1) == response.usage
 
 
-@every_response
+@every_response_cut_anywhere
 def test_a_response_read_in_two_parts_gives_its_usage(response: Example) -> None:
     for cut in range(len(response.body)):
         reader = response.reader()
@@ -86,7 +94,7 @@ def test_a_byte_order_mark_and_blank_lines_before_a_response_change_nothing(resp
         assert read(response.reader(), start + response.body, 1) == response.usage
 
 
-@every_response
+@every_response_cut_anywhere
 def test_a_response_cut_off_anywhere_is_partial_or_told_all(response: Example) -> None:
     for cut in range(len(response.body)):
         reader = response.reader()
@@ -135,7 +143,7 @@ def test_a_response_that_is_encoded_gives_its_usage(response: Example, coding: s
     assert read(bytewise, body, 1) == response.usage
 
 
-@every_response
+@every_response_cut_anywhere
 def test_a_response_that_is_encoded_twice_gives_its_usage_wherever_it_is_cut(response: Example) -> None:
     codings = (CODINGS[len(response.name) % len(CODINGS)], CODINGS[len(response.body) % len(CODINGS)])
     body = encoded(response.body, *codings)

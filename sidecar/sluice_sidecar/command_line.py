@@ -316,7 +316,7 @@ def _provider_options(parser: argparse._ActionsContainer) -> None:
         type=_checked(settings.header_names),
         default=(),
         metavar="NAME,...",
-        help="response headers that tell the tokens a call used, beside x-usage-total-tokens and Bedrock's",
+        help="response headers that tell the tokens a call used, beside x-usage-total-tokens and those of the profile",
     )
 
 

@@ -6,7 +6,8 @@ Theory of operation
     headers, perhaps its body, and its trailers with the usage that Envoy has read. However the stream closes, the
     call is settled and the slot freed, once.
 
-    Usage is taken from the first of these that tells it: the response's headers, Envoy's own reading
+    Usage is taken from the first of these that tells it: the response's headers (those that are read of every provider,
+    and those of the profile), Envoy's own reading
     (`envoy.ai.token_usage`), the body (only where Envoy is told to send it).
 
     A call that was cut (its client left, the provider broke off) closes its stream like any other, a moment later and
@@ -261,14 +262,18 @@ class CallStream:
         self.see_attempts(attempts_in(message))
         if self._status is not None and not is_envoys_own(message):
             self._hear(self._status, values, refusal_in(message.metadata_context))
-        self._usage_of_headers = usage_from_headers(values.items(), self._calls.headers)
-        if self._facts is not None and self._usage_of_headers is None:
+        if self._facts is None:
+            return
+        response = self._facts.shape.response
+        told = values.items()
+        self._usage_of_headers = usage_from_headers(told, self._calls.headers) or usage_from_headers(
+            told, response.headers
+        )
+        if self._usage_of_headers is None:
             content_type = values.get("content-type", b"").decode("latin-1")
             self._is_stream = is_stream(content_type)
             self._is_media = content_type.lower().startswith(MEDIA)
-            self._reader = reader_for(
-                self._facts.shape.response, content_type, values.get("content-encoding", b"").decode("latin-1")
-            )
+            self._reader = reader_for(response, content_type, values.get("content-encoding", b"").decode("latin-1"))
 
     def _hear(self, status: int, headers: Mapping[str, bytes], body: str) -> None:
         """What the provider itself says of its limits."""

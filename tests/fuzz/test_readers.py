@@ -15,7 +15,7 @@ from helpers.examples import EVENT_STREAM, EXAMPLES, WHOLE, read, response_of
 from helpers.fuzzing import SECONDS, fuzz
 from sluice.core.limits import MAX_COUNT
 from sluice.usage.decoding import BLOCK, BYTES_AHEAD, RATIO, Decoder, codings_in
-from sluice.usage.headers import usage_from_headers
+from sluice.usage.headers import USAGE_HEADERS, usage_from_headers
 from sluice.usage.profiles.profile import Response
 from sluice.usage.readers import MAX_EVENT, UsageReader, reader_for
 from sluice.usage.tokens import MAX_USED, Usage
@@ -223,13 +223,17 @@ def decoded(codings: tuple[str, ...], body: bytes, size: int) -> tuple[bytes, bo
     return out, decoder.stopped
 
 
+BEDROCK_HEADERS = response_of("bedrock", "/model/m/invoke").headers
+
+
 def test_usage_headers_of_any_bytes() -> None:
     def check(data: bytes) -> None:
         lines = [line.partition(b":") for line in data.split(b"\n")]
         headers = [(name.decode("latin-1"), value) for name, _, value in lines]
-        usage = usage_from_headers(headers)
-        assert in_range(usage)
-        assert usage == usage_from_headers((name, value.decode("latin-1")) for name, value in headers)
+        for fields in (USAGE_HEADERS, BEDROCK_HEADERS):
+            usage = usage_from_headers(headers, fields)
+            assert in_range(usage)
+            assert usage == usage_from_headers(((name, value.decode("latin-1")) for name, value in headers), fields)
         told = {name: value.decode("latin-1") for name, value in headers}
         reader = reader_for(EXAMPLES[0].response, told.get("content-type"), told.get("content-encoding"))
         assert reader is None or in_range(read(reader, data))

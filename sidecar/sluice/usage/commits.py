@@ -27,7 +27,7 @@ ADVICE: Final[Mapping[Missing, str]] = {
     ),
     Missing.NO_USAGE: (
         "calls are answered, and most answers tell no usage that is understood: limits on tokens count estimates. See "
-        "that --usage-source fits Envoy, and --usage-header and the provider's profile what the provider sends"
+        "that --usage-source fits Envoy, and --usage-headers and the provider's profile what the provider sends"
     ),
 }
 """What it means, and where to look."""

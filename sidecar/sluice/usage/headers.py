@@ -9,18 +9,12 @@ from sluice.usage.profiles.profile import UsageFields
 from sluice.usage.tokens import MAX_DIGITS, Tally, Usage
 
 USAGE_HEADERS: Final = UsageFields(
-    input_tokens=(
-        ("x-usage-input-tokens", "x-amzn-bedrock-input-token-count"),
-        ("x-amzn-bedrock-cache-read-input-token-count",),
-        ("x-amzn-bedrock-cache-write-input-token-count",),
-    ),
-    output_tokens=(("x-usage-output-tokens", "x-amzn-bedrock-output-token-count"),),
+    input_tokens=(("x-usage-input-tokens",),),
+    output_tokens=(("x-usage-output-tokens",),),
     provider_total=(("x-usage-total-tokens",),),
-    cache_read=(("x-amzn-bedrock-cache-read-input-token-count",),),
-    cache_write=(("x-amzn-bedrock-cache-write-input-token-count",),),
 )
-"""The headers read by default: our own names, for a provider or a filter of one's own, and those of Bedrock's
-InvokeModel, whose input leaves out both sides of the cache (API reference, InvokeModel)."""
+"""The headers that are read of every provider: names of our own, for a provider or a filter of one's own. Those of its
+API stand in the profile."""
 
 
 def usage_from_headers(headers: Iterable[tuple[str, bytes | str]], fields: UsageFields = USAGE_HEADERS) -> Usage | None:

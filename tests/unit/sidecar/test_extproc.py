@@ -283,6 +283,17 @@ async def test_an_answer_that_is_encoded_is_read() -> None:
     assert (calls.tokens, calls.alice.committed) == (7, 1)
 
 
+async def test_usage_in_headers_that_the_profile_names_is_read() -> None:
+    told = {"name": "completions", "response": {"headers": {"input": ["x-in"], "output": ["x-out"]}}}
+    calls = Calls(profile={"apis": [told]})
+    message = answer("application/json")
+    for name, value in (("x-in", b"3"), ("x-out", b"4")):
+        message.response_headers.headers.headers.add(key=name, raw_value=value)
+    await calls.answered(message)
+
+    assert (calls.tokens, calls.alice.committed) == (7, 1)
+
+
 @pytest.mark.parametrize(("coding", "body"), [("compress", b"x" * EVENT_BYTES), ("gzip", b"x" * EVENT_BYTES)])
 async def test_what_a_cut_call_brought_in_a_form_that_cannot_be_read_is_judged_by_its_bytes(
     coding: str, body: bytes

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from sluice.usage.headers import usage_from_headers
+from sluice.usage.profiles import BUILT_IN
 from sluice.usage.profiles.profile import UsageFields
 from sluice.usage.tokens import MAX_USED, Usage
 
@@ -19,15 +20,6 @@ def test_no_such_header_tells_nothing() -> None:
     [
         ({"x-usage-total-tokens": b"42"}, Usage(None, None, 42)),
         ({"x-usage-input-tokens": b"30", "x-usage-output-tokens": b"12"}, Usage(30, 12)),
-        (
-            {
-                "x-amzn-bedrock-input-token-count": b"1",
-                "x-amzn-bedrock-output-token-count": b"5",
-                "x-amzn-bedrock-cache-read-input-token-count": b"10",
-                "x-amzn-bedrock-cache-write-input-token-count": b"100",
-            },
-            Usage(111, 5, cache_read=10, cache_write=100),
-        ),
         ({"x-usage-total-tokens": " 42\t"}, Usage(None, None, 42)),
         ({"x-usage-total-tokens": str(MAX_USED)}, Usage(None, None, MAX_USED)),
         ({"x-usage-total-tokens": b""}, None),
@@ -73,3 +65,16 @@ def test_the_headers_to_read_can_be_named() -> None:
     fields = UsageFields(input_tokens=(("x-in",),), output_tokens=(("x-out",),))
 
     assert usage_from_headers([("x-in", b"3"), ("x-out", b"4"), ("x-usage-total-tokens", b"9")], fields) == Usage(3, 4)
+
+
+def test_the_headers_of_an_api_stand_in_its_profile() -> None:
+    told = {
+        "x-amzn-bedrock-input-token-count": b"1",
+        "x-amzn-bedrock-output-token-count": b"5",
+        "x-amzn-bedrock-cache-read-input-token-count": b"10",
+        "x-amzn-bedrock-cache-write-input-token-count": b"100",
+    }
+    fields = BUILT_IN.profile("bedrock").shape("invoke").response.headers
+
+    assert usage_from_headers(told.items()) is None
+    assert usage_from_headers(told.items(), fields) == Usage(111, 5, cache_read=10, cache_write=100)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Final
 
 from sluice.usage.profiles import Profile
-from sluice.usage.profiles.profile import Combine, Counting, Mode
+from sluice.usage.profiles.profile import Combine, Counting, EstimationMode
 from sluice.usage.profiles.summary import costly, counted, limits
 from sluice_sidecar.status_table import aligned
 
@@ -38,7 +38,7 @@ def _usage_from(profile: Profile) -> Iterator[str]:
 
 
 def _reserves(counting: Counting) -> str:
-    output = "learned" if counting.mode is Mode.LEARNED else "cap"
+    output = "learned" if counting.mode is EstimationMode.LEARNED else "cap"
     return f"input+{output}" if counting.combine is Combine.SUM else f"max(input,{output})"
 
 

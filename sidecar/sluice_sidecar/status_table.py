@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from sluice.core.limits import Cap
 from sluice.errors import Problem
-from sluice.usage.profiles.profile import Mode
+from sluice.usage.profiles.profile import EstimationMode
 from sluice_sidecar import upstream_status
 
 Json = Any
@@ -52,7 +52,7 @@ def table(status: Mapping[str, Json]) -> str:
 def _learned(status: Mapping[str, Json]) -> list[str]:
     """What calls are judged by, of those with most calls; nothing where no provider's are judged by it."""
     estimation = status.get("estimation", {"modes": {}, "learned": []})
-    learns = {provider for provider, mode in estimation["modes"].items() if mode == Mode.LEARNED}
+    learns = {provider for provider, mode in estimation["modes"].items() if mode == EstimationMode.LEARNED}
     known = [kind for kind in estimation["learned"] if kind["provider"] in learns][:MOST_LEARNED]
     head = ["PROVIDER", "MODEL", "ENTRIES", "CAPS FROM", "CALLS", "BYTES/TOKEN", "OUTPUT"]
     return ["", *aligned([head, *map(_kind, known)])] if known else []

@@ -10,7 +10,7 @@ from sluice.core.keys import SCOPES
 from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 
 COUNTS = st.one_of(st.sampled_from([0, 1, MAX_COUNT]), st.integers(0, MAX_COUNT))
 LABELS = st.lists(st.text("ab09", min_size=1, max_size=9), min_size=1, max_size=3).map("-".join)

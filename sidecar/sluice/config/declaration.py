@@ -30,7 +30,7 @@ from sluice.usage.learning import MOST_BYTES
 from sluice.usage.profiles import BUILT_IN, Api, Catalog
 from sluice.usage.profiles.catalog import WITHOUT_ADDRESS, built_in_names
 from sluice.usage.profiles.declaration import OVERRIDES, PROVIDER, UPSTREAM
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 
 API_VERSION: Final = "sluice.dev/v1alpha1"
 KIND: Final = "ProviderLimits"

@@ -23,7 +23,7 @@ from sluice.schema.durations import format_duration, parse_duration
 from sluice.schema.yamltext import Tree, Unreadable, read
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Api, Catalog
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 
 MAX_PROBLEMS: Final = 100
 """Mistakes reported of one text: more than a person reads, and a bound on what a hostile text can make us write."""

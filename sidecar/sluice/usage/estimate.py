@@ -35,7 +35,7 @@ from sluice.core.limits import MAX_COUNT
 from sluice.usage.counting import PLAIN, Scale
 from sluice.usage.estimation import Estimation
 from sluice.usage.learning import Experience
-from sluice.usage.profiles.profile import Mode
+from sluice.usage.profiles.profile import EstimationMode
 
 UNDECLARED_SHARE: Final = 4
 """What is not the caller's word reserves at most one part in this many of the smallest token cap."""
@@ -120,18 +120,18 @@ def estimate(
     on input and on output alone; None where it meets none.
     """
     size, cap = request.text_size, request.output_cap
-    mode = estimation.mode or Mode.DECLARED
+    mode = estimation.mode or EstimationMode.DECLARED
     input_tokens, output = -(-size // estimation.bytes_per_token), None
-    if experience is not None and mode is Mode.LEARNED:
+    if experience is not None and mode is EstimationMode.LEARNED:
         input_tokens = _input(experience.input_tokens(size), input_tokens, scale, smallest_cap, smallest_input_cap)
         output = experience.output_tokens(cap)
     input_tokens = min(input_tokens - (-request.blob_size // BLOB_BYTES_PER_TOKEN), MAX_COUNT)
-    if cap is not None and mode is Mode.DECLARED:
+    if cap is not None and mode is EstimationMode.DECLARED:
         return Estimate(input_tokens, cap, cap)
     if output is None:
         output = estimation.default_output_tokens
         if cap is not None:
-            output = cap if mode is Mode.LEARNED else min(output, cap)
+            output = cap if mode is EstimationMode.LEARNED else min(output, cap)
     if not output:
         return Estimate(input_tokens, 0, cap)
     if smallest_cap is not None:

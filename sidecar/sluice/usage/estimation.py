@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from sluice.usage.profiles.profile import Mode
+from sluice.usage.profiles.profile import EstimationMode
 
 BYTES_PER_TOKEN: Final = 4
 """English text takes about four bytes a token in the common vocabularies; code and JSON less, other scripts vary."""
@@ -20,7 +20,7 @@ DEFAULT_QUANTILE: Final = 90
 class Estimation:
     """How the cost of a call is guessed before it is known."""
 
-    mode: Mode | None = None
+    mode: EstimationMode | None = None
     """None: whatever mimics the provider; like `Declared` where nothing is known of that."""
     bytes_per_token: int = BYTES_PER_TOKEN
     """From 1 to 64."""

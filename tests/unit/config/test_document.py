@@ -18,7 +18,7 @@ from sluice.errors import InvalidDocument, Problem
 from sluice.schema.yamltext import MAX_BYTES, write
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Api, Catalog
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 
 DOCUMENTS = Path(__file__).parents[2] / "data" / "documents"
 VALID = sorted((DOCUMENTS / "valid").glob("*.yaml"))

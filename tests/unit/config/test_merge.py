@@ -16,7 +16,7 @@ from sluice.core.rules import Rule
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import BUILT_IN, Api
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 
 HEADER = SubjectSource(SubjectKind.HEADER, "x-user-id")
 TEAM = SubjectSource(SubjectKind.CONSTANT, "team-a")

@@ -21,7 +21,7 @@ from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.estimation import Estimation
 from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.profiles import BUILT_IN
-from sluice.usage.profiles.profile import Mode as EstimationMode
+from sluice.usage.profiles.profile import EstimationMode
 from sluice_sidecar import status, status_table
 from sluice_sidecar.health import Health, Saving
 from sluice_sidecar.recent import Tally

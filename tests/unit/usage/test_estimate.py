@@ -13,12 +13,12 @@ from sluice.usage.counting import Scale
 from sluice.usage.estimate import OUTPUT_CAPS, Asked, Estimate, asked, estimate
 from sluice.usage.estimation import Estimation
 from sluice.usage.learning import Experience, Lesson
-from sluice.usage.profiles.profile import Combine, Mode, Weights
+from sluice.usage.profiles.profile import Combine, EstimationMode, Weights
 
 counts = st.integers(0, MAX_COUNT)
-DECLARED = Estimation(mode=Mode.DECLARED)
-LEARNED = Estimation(mode=Mode.LEARNED)
-FIXED = Estimation(mode=Mode.FIXED)
+DECLARED = Estimation(mode=EstimationMode.DECLARED)
+LEARNED = Estimation(mode=EstimationMode.LEARNED)
+FIXED = Estimation(mode=EstimationMode.FIXED)
 
 
 TOKEN_A_BYTE = {"size": 300, "tokens": 100_000}
@@ -290,7 +290,7 @@ def test_neither_a_declared_cap_nor_what_was_learned_refuses_every_call_where_it
     st.dictionaries(st.sampled_from([*OUTPUT_CAPS, "bytes", "blob_bytes", "n"]), st.text() | st.integers().map(str)),
     st.builds(
         Estimation,
-        st.sampled_from(Mode),
+        st.sampled_from(EstimationMode),
         st.integers(1, 64),
         st.integers(1, MAX_COUNT),
     ),
@@ -313,7 +313,7 @@ def test_every_estimate_is_a_pair_of_counts_and_no_guess_is_too_large_for_ever(
 
     assert 0 <= found.input_tokens <= MAX_COUNT
     assert 1 <= found.output_tokens <= (MAX_COUNT if request.output_cap is None else request.output_cap)
-    if found.output_tokens > 1 and (request.output_cap is None or estimation.mode is not Mode.DECLARED):
+    if found.output_tokens > 1 and (request.output_cap is None or estimation.mode is not EstimationMode.DECLARED):
         reserved = scale.reservation(found.input_tokens, found.output_tokens)
         alone = scale.reservation(found.input_tokens, 0)
         assert smallest is None or reserved.tokens <= max(smallest // 4, alone.tokens)

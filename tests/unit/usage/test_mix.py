@@ -13,7 +13,7 @@ from helpers.mix import APPLICATIONS, CALLS, Application, Recorded, calls
 from sluice.usage.estimate import Asked, Estimate, estimate
 from sluice.usage.estimation import Estimation
 from sluice.usage.learning import Learner, Lesson
-from sluice.usage.profiles.profile import Mode
+from sluice.usage.profiles.profile import EstimationMode
 
 LARGE: Final = 4096
 """Caps from here on say little of a call; below it they are meant."""
@@ -42,7 +42,7 @@ class Judged(NamedTuple):
 
 
 @cache
-def judged(mode: Mode, quantile: int = 90) -> Sequence[Judged]:
+def judged(mode: EstimationMode, quantile: int = 90) -> Sequence[Judged]:
     """The whole mix, each call judged by what those that had ended by then have shown."""
     learner, estimation = Learner(), Estimation(mode=mode, quantile=quantile)
     in_flight: list[tuple[int, int, Recorded]] = []
@@ -59,7 +59,7 @@ def judged(mode: Mode, quantile: int = 90) -> Sequence[Judged]:
     return found
 
 
-def of(application: Application, mode: Mode) -> Sequence[Judged]:
+def of(application: Application, mode: EstimationMode) -> Sequence[Judged]:
     return [each for each in judged(mode) if each.call.application == application.name]
 
 
@@ -87,14 +87,14 @@ def test_what_is_learned_cuts_the_mean_error_of_declared_caps_by_two_thirds(
     error: Callable[[Judged], int], half: int
 ) -> None:
     part = slice(half * CALLS // 2, (half + 1) * CALLS // 2)
-    declared, learned = judged(Mode.DECLARED)[part], judged(Mode.LEARNED)[part]
+    declared, learned = judged(EstimationMode.DECLARED)[part], judged(EstimationMode.LEARNED)[part]
 
     assert mean(error, learned) <= mean(error, declared) / 3
 
 
 @pytest.mark.parametrize(("quantile", "most"), [(50, 0.50), (75, 0.25), (90, 0.10), (95, 0.05), (99, 0.011)])
 def test_no_more_outputs_exceed_what_was_reserved_than_the_quantile_says(quantile: int, most: float) -> None:
-    everything = judged(Mode.LEARNED, quantile)
+    everything = judged(EstimationMode.LEARNED, quantile)
     measured = [each for each in everything if each.call.cap is not None]
 
     share = sum(each.call.output_tokens > each.reserved.output_tokens for each in measured) / len(measured)
@@ -103,7 +103,7 @@ def test_no_more_outputs_exceed_what_was_reserved_than_the_quantile_says(quantil
 
 
 def test_at_90_percent_one_call_in_ten_uses_more_than_was_reserved_and_few_tokens_are_over() -> None:
-    everything = judged(Mode.LEARNED)
+    everything = judged(EstimationMode.LEARNED)
     used = sum(each.call.input_tokens + each.call.output_tokens for each in everything)
 
     assert exceeded(everything) <= 0.10
@@ -111,7 +111,7 @@ def test_at_90_percent_one_call_in_ten_uses_more_than_was_reserved_and_few_token
 
 
 def test_a_drift_is_exceeded_for_some_hundred_calls_and_then_no_more() -> None:
-    everything = judged(Mode.LEARNED)
+    everything = judged(EstimationMode.LEARNED)
     drift = CALLS // 2
 
     assert exceeded(everything[drift - SETTLED : drift]) <= 0.10
@@ -121,7 +121,10 @@ def test_a_drift_is_exceeded_for_some_hundred_calls_and_then_no_more() -> None:
 
 @pytest.mark.parametrize("application", [each for each in APPLICATIONS if each.cap], ids=lambda each: each.name)
 def test_large_caps_gain_in_every_application_and_caps_that_are_meant_lose_little(application: Application) -> None:
-    declared, learned = (mean(lambda each: each.error, of(application, mode)) for mode in (Mode.DECLARED, Mode.LEARNED))
+    declared, learned = (
+        mean(lambda each: each.error, of(application, mode))
+        for mode in (EstimationMode.DECLARED, EstimationMode.LEARNED)
+    )
 
     assert learned <= declared * (1 / 3 if (application.cap or 0) >= LARGE else 1.5)
 
@@ -129,5 +132,5 @@ def test_large_caps_gain_in_every_application_and_caps_that_are_meant_lose_littl
 def test_calls_without_a_cap_are_seldom_taken_for_less_than_they_use() -> None:
     (chat,) = (each for each in APPLICATIONS if each.cap is None)
 
-    assert exceeded(of(chat, Mode.DECLARED)) >= 0.5
-    assert exceeded(of(chat, Mode.LEARNED)) <= 0.1
+    assert exceeded(of(chat, EstimationMode.DECLARED)) >= 0.5
+    assert exceeded(of(chat, EstimationMode.LEARNED)) <= 0.1

@@ -12,7 +12,7 @@ from sluice.usage.headers import usage_from_headers
 from sluice.usage.profiles import BUILT_IN, Api, Catalog, Profile
 from sluice.usage.profiles.catalog import BASES, WITHOUT_ADDRESS, built_in
 from sluice.usage.profiles.declaration import SHAPE
-from sluice.usage.profiles.profile import Combine, Counter, Mode, ModelPlace, Weights
+from sluice.usage.profiles.profile import Combine, Counter, EstimationMode, ModelPlace, Weights
 from sluice.usage.tokens import Usage
 
 PROFILES = [BUILT_IN.profile(name) for name in BUILT_IN.names]
@@ -192,7 +192,7 @@ def test_an_openai_call_counts_the_larger_of_input_and_output_and_an_azure_call_
 def test_anthropic_reserves_no_declared_cap_and_counts_no_cache_reads() -> None:
     counting = BUILT_IN.profile("anthropic").counting
 
-    assert (counting.mode, counting.weights) == (Mode.LEARNED, Weights(cache_read=0))
+    assert (counting.mode, counting.weights) == (EstimationMode.LEARNED, Weights(cache_read=0))
 
 
 def test_bedrock_counts_the_output_of_some_models_many_times_once_it_is_there() -> None:

@@ -13,8 +13,8 @@ from sluice.usage.profiles.profile import (
     Combine,
     Counter,
     Counting,
+    EstimationMode,
     FailedRequests,
-    Mode,
     ModelPlace,
     ModelWeights,
     Profile,
@@ -102,7 +102,7 @@ def _counting(tree: Mapping[str, Any]) -> Counting:
     default = Counting()
     weights = _weights(tree.get("weights", {}), default.weights)
     return Counting(
-        mode=Mode(tree.get("mode", default.mode)),
+        mode=EstimationMode(tree.get("mode", default.mode)),
         combine=Combine(tree.get("combine", default.combine)),
         weights=weights,
         admission=_weights(tree["admission"], weights) if "admission" in tree else None,

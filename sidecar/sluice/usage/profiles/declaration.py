@@ -10,7 +10,7 @@ from typing import Final
 from sluice.core.limits import DAY
 from sluice.core.words import Amount, RefusedAs
 from sluice.schema.declare import Duration, Field, Integer, Object, Sequence, Text, Truth, Type, Word
-from sluice.usage.profiles.profile import Api, Combine, FailedRequests, Mode, ModelPlace, Reset
+from sluice.usage.profiles.profile import Api, Combine, EstimationMode, FailedRequests, ModelPlace, Reset
 
 MOST: Final = 16
 """Items of one list in a profile: more than any provider needs, and little enough for the API server's rules."""
@@ -144,7 +144,9 @@ WEIGHTS: Final = Object(
 
 COUNTING: Final = Object(
     {
-        "mode": Field(Word(tuple(Mode)), "The estimate that is nearest to the provider's own. Default: Declared."),
+        "mode": Field(
+            Word(tuple(EstimationMode)), "The estimate that is nearest to the provider's own. Default: Declared."
+        ),
         "combine": Field(
             Word(tuple(Combine)), "What is reserved of input and output: their sum, or the larger. Default: Sum."
         ),

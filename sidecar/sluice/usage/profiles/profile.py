@@ -31,7 +31,7 @@ class ModelPlace(StrEnum):
     PATH = "Path"
 
 
-class Mode(StrEnum):
+class EstimationMode(StrEnum):
     """How the tokens of a call are estimated before it is made."""
 
     LEARNED = "Learned"
@@ -181,7 +181,7 @@ class ModelWeights:
 class Counting:
     """How a provider counts tokens against its limits."""
 
-    mode: Mode = Mode.DECLARED
+    mode: EstimationMode = EstimationMode.DECLARED
     combine: Combine = Combine.SUM
     weights: Weights = Weights()
     """In the end; `admission` holds while a call is under way, where that differs."""

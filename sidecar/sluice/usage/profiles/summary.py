@@ -9,8 +9,8 @@ from sluice.core.words import Amount, RefusedAs
 from sluice.usage.profiles.profile import (
     Combine,
     Counting,
+    EstimationMode,
     FailedRequests,
-    Mode,
     ModelPlace,
     Profile,
     Shape,
@@ -72,7 +72,7 @@ def read_by(shape: Shape) -> str:
 
 def reserved(counting: Counting) -> str:
     """What is reserved of a call before it is made."""
-    output = "output as learned" if counting.mode is Mode.LEARNED else "output cap"
+    output = "output as learned" if counting.mode is EstimationMode.LEARNED else "output cap"
     return f"input + {output}" if counting.combine is Combine.SUM else f"the larger of input and {output}"
 
 

@@ -161,9 +161,7 @@ COUNTING: Final = Object(
             _some(
                 Object(
                     {
-                        "match": Field(
-                            Sequence(_PATTERN, least=1, most=MOST), "Models; `*` for any run.", required=True
-                        ),
+                        "match": Field(_PATTERNS, "Models; `*` for any run.", required=True),
                         "weights": Field(WEIGHTS, "Their weights.", required=True),
                     }
                 )

@@ -27,7 +27,7 @@ from helpers.channel import (
     request_headers,
     serving,
 )
-from helpers.system import limits
+from helpers.system import SUM, limits
 from sluice.core.engine import EngineSettings
 from sluice.core.keys import Scope
 
@@ -104,8 +104,7 @@ async def test_every_entry_of_the_descriptor_counts_in_the_estimate(entries: dic
 
 
 async def test_input_and_output_are_reserved_together_where_the_provider_adds_them_up() -> None:
-    sums = {"counting": {"combine": "Sum"}}
-    async with serving(document({"tokensPerMinute": 1_000_000}, profile=sums)) as served:
+    async with serving(document({"tokensPerMinute": 1_000_000}, profile=SUM)) as served:
         await served.admit(user="alice", bytes="401", max_tokens="7")
         assert served.used("alice") == {"tokensPerMinute": 101 + 7}
 

@@ -30,6 +30,8 @@ from sluice_sidecar.grpc_server import GrpcServer
 from standin import Recording, StandIn
 
 SETTLE_SECONDS = 10.0
+SUM = {"counting": {"combine": "Sum"}}
+"""Of a profile: what is reserved is the input and the output. OpenAI's own is the larger of the two."""
 
 
 @dataclass(slots=True)

@@ -12,7 +12,7 @@ import aiohttp
 import pytest
 
 from helpers.envoy import free_port
-from helpers.system import System, limits, running_system
+from helpers.system import SUM, System, limits, running_system
 from sluice_sidecar.envoy_config import UsageSource
 
 PROMPT = "How many tokens does this question cost?"
@@ -61,15 +61,13 @@ ENDPOINTS = (
 )
 
 
-SUM = {"counting": {"combine": "Sum"}}
-"""OpenAI reserves the larger of input and output alone: less than a call may cost that is cut off."""
-
-
 @pytest.fixture(params=list(UsageSource))
 async def system(request: pytest.FixtureRequest) -> AsyncIterator[System]:
     def documents(upstream: str) -> str:
         names = ("openai", "anthropic", "gemini")
-        return "\n---\n".join(limits(name, upstream, CAPS, profile=SUM) for name in names)
+        return "\n---\n".join(
+            limits(name, upstream, CAPS, profile=SUM) for name in names
+        )  # a call that is cut may cost both
 
     async with running_system(documents, request.param) as running:
         yield running

@@ -8,14 +8,13 @@ from typing import Any
 import pytest
 
 from helpers.program import Program, running, sluice
-from helpers.system import limits
+from helpers.system import SUM, limits
 from standin import StandIn
 
 CALLS = 12
 CAP = 64_000
 BODY = {"model": "m", "max_tokens": CAP, "messages": [{"role": "user", "content": "x" * 200}]}
 CAPS = {"tokensPerDay": 100_000_000}
-SUM = {"counting": {"combine": "Sum"}}
 
 pytestmark = pytest.mark.timeout(120)
 

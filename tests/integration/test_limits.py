@@ -14,7 +14,7 @@ import pytest
 
 from helpers.envoy import free_port
 from helpers.ledger import Journal
-from helpers.system import System, limits, running_system
+from helpers.system import SUM, System, limits, running_system
 from sluice.core.keys import BucketKey, Scope
 from sluice_sidecar.envoy_config import UsageSource
 
@@ -56,7 +56,7 @@ async def test_of_five_calls_side_by_side_those_run_that_fit_and_no_more_is_cons
     usage: UsageSource,
 ) -> None:
     def document(upstream: str) -> str:
-        return limits("openai", upstream, {"tokensPerMinute": 100}, profile={"counting": {"combine": "Sum"}})
+        return limits("openai", upstream, {"tokensPerMinute": 100}, profile=SUM)
 
     async with running_system(document, usage) as system:
         calls = asyncio.gather(*(call(system, input_tokens=22, output_tokens=20, delay_ms=500) for _ in range(5)))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from helpers.system import limits
+from helpers.system import SUM, limits
 from sluice.config.document import parse
 from sluice.config.merge import merge
 from sluice.core.engine import Engine
@@ -24,7 +24,6 @@ from sluice_sidecar.protos import (
 from sluice_sidecar.rls import RateLimitService
 
 LEARNED = {"mode": "Learned"}
-SUM = {"counting": {"combine": "Sum"}}
 CALL = {"provider": "openai", "user": "alice", "model": "gpt-5", "bytes": "800", "max_tokens": "64000"}
 DECLARED = 800 // 4 + 64_000
 USED = (100, 500)

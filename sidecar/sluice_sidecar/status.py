@@ -90,7 +90,7 @@ def document(
     missing: Mapping[str, Missing],
     upstreams: Iterable[UpstreamState] = (),
 ) -> dict[str, Json]:
-    """The answer of `/status`. Only buckets are selected: all the rest is of everything."""
+    """The answer of `/status`. Only buckets and accounts are selected: the rest is of everything."""
     totals = summary.totals
     return {
         "version": __version__,

@@ -1,6 +1,6 @@
 """The filter chain: what Envoy does to every call, in this order.
 
-    read body → admission (fail open, fail closed) → usage stream → read usage → read refusal → router
+    unasked → read body → admission (fail open, fail closed) → usage stream → read usage → read refusal → router
 
 Request filters run left to right, response filters right to left: the usage stream sees what stands on its right.
 """
@@ -51,6 +51,7 @@ MARGIN: Final = timedelta(seconds=1)
 """What the gate has beyond `maxWait` to answer, and all it has where nothing queues."""
 
 CHAIN: Final = (READ_BODY, *ADMISSION.values(), USAGE_STREAM, READ_USAGE)
+"""What every route passes unless it says otherwise; the first of all and the last are off until a route wants them."""
 
 OBSERVED_HEADERS: Final = (
     ":status",

@@ -33,11 +33,27 @@ _DOCUMENTS: Final[Tree] = {}
 """Stands for the array at the top."""
 
 
+def tree(paths: Iterable[str]) -> Tree:
+    """What a scanner looks for: the members at these dotted paths."""
+    root: dict[bytes, Any] = {}
+    for path in sorted(paths, key=len):  # of a member and one inside it the outer is reported, and holds the inner
+        *way, name = path.split(".")
+        node: Any = root
+        for key in way:
+            node = node.setdefault(key.encode(), {})
+            if isinstance(node, str):
+                break
+        else:
+            node[name.encode()] = path
+    return root
+
+
 class JsonScanner:
     """Fed the bytes of one JSON text, calls `found` with the path and the text of each wanted value, in order."""
 
-    def __init__(self, paths: Iterable[str], found: Callable[[str, bytes], object]) -> None:
-        self._root = _tree(paths)
+    def __init__(self, root: Tree, found: Callable[[str, bytes], object]) -> None:
+        """`root` is what is wanted: see `tree`."""
+        self._root = root
         self._found = found
         self.done = False
         """The top value is closed: nothing more will be read."""
@@ -144,20 +160,6 @@ def _is_escaped(data: bytes, start: int, pos: int) -> bool:
     while first > start and data[first - 1] == _BACKSLASH:
         first -= 1
     return (pos - first) % 2 == 1
-
-
-def _tree(paths: Iterable[str]) -> Tree:
-    root: dict[bytes, Any] = {}
-    for path in sorted(paths, key=len):  # of a member and one inside it the outer is reported, and holds the inner
-        *way, name = path.split(".")
-        node: Any = root
-        for key in way:
-            node = node.setdefault(key.encode(), {})
-            if isinstance(node, str):
-                break
-        else:
-            node[name.encode()] = path
-    return root
 
 
 def _add(kept: bytearray, data: bytes, start: int, end: int, most: int) -> None:

@@ -19,7 +19,7 @@ from typing import Final, Protocol
 
 from sluice.usage.decoding import Decoder, codings_in
 from sluice.usage.event_stream import MessageSplitter
-from sluice.usage.json_scan import JsonScanner, end_of_string
+from sluice.usage.json_scan import JsonScanner, Tree, end_of_string, tree
 from sluice.usage.ndjson import LineSplitter
 from sluice.usage.profiles.profile import Response, Sign
 from sluice.usage.sse import EventSplitter
@@ -107,8 +107,8 @@ def _media_type(content_type: str | None) -> str:
 class _Patterns:
     """What is looked for in the bytes of an answer, made from its profile once."""
 
-    paths: tuple[str, ...]
-    """The members that the scanner reports: objects with the counts, or the counts themselves."""
+    members: Tree
+    """What the scanner reports: objects with the counts, or the counts themselves."""
     counts: bool
     """True if they are the counts themselves."""
     usage: re.Pattern[bytes]
@@ -127,7 +127,7 @@ def _patterns(response: Response) -> _Patterns:
         (f'"{place.within}"'.encode() if place.within else b"", _texts(place.members)) for place in response.stream_text
     ]
     return _Patterns(
-        paths,
+        tree(paths),
         not response.usage,
         re.compile(rb'"(?:%s)"\s*:(?!\s*null)' % _any_of(last)),
         re.compile(b"|".join(_sign(sign) for sign in response.stop) or rb"(?!)"),
@@ -187,7 +187,7 @@ class JsonReader:
         patterns = _patterns(response)
         self._output = patterns.body_output
         self._reports = _Reports(response)
-        self._scanner = JsonScanner(patterns.paths, self._reports.found)
+        self._scanner = JsonScanner(patterns.members, self._reports.found)
         self.seen_output = 0
 
     @property
@@ -249,7 +249,7 @@ class StreamReader:
             self._held += data
             if len(self._held) <= MAX_EVENT:
                 return
-            self._scanner = JsonScanner(self._patterns.paths, self._reports.found)
+            self._scanner = JsonScanner(self._patterns.members, self._reports.found)
             data = bytes(self._held)
             self._held.clear()
         self._scanner.feed(data)
@@ -270,7 +270,7 @@ class StreamReader:
     def _read_event(self, event: bytes) -> None:
         stopping = self._says_stop(event)
         if stopping or self._patterns.usage.search(event):
-            scanner = JsonScanner(self._patterns.paths, self._reports.found)
+            scanner = JsonScanner(self._patterns.members, self._reports.found)
             scanner.feed(event)
             self._stopped = self._stopped or (stopping and scanner.done)
         for kind, output in self._patterns.event_output:

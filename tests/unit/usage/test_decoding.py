@@ -158,7 +158,7 @@ from sluice.usage.json_scan import JsonScanner
 body = sys.stdin.buffer.read()
 decoder = Decoder(codings_in(sys.argv[1]))
 [*Decoder(codings_in(sys.argv[1])).feed(body[:1])]  # what is imported and made ready once is not the bomb's
-scanner = JsonScanner([], print)
+scanner = JsonScanner({}, print)
 size = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 before, start = size(), time.process_time()
 for piece in decoder.feed(body):

@@ -10,14 +10,14 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from sluice.usage.json_scan import MAX_KEY, MAX_VALUE, JsonScanner
+from sluice.usage.json_scan import MAX_KEY, MAX_VALUE, JsonScanner, tree
 
 PATHS = ("usage", "response.usage")
 
 
 def scanned(text: bytes, size: int = 1 << 30) -> list[bytes]:
     found: list[bytes] = []
-    scanner = JsonScanner(PATHS, lambda _, value: found.append(value))
+    scanner = JsonScanner(tree(PATHS), lambda _, value: found.append(value))
     for start in range(0, len(text), size):
         scanner.feed(text[start : start + size])
     return [value.strip() for value in found]
@@ -54,7 +54,7 @@ def test_only_members_at_a_wanted_path_are_found(text: bytes, found: list[bytes]
 
 
 def test_what_follows_the_top_value_is_not_read() -> None:
-    scanner = JsonScanner(PATHS, lambda *_: None)
+    scanner = JsonScanner(tree(PATHS), lambda *_: None)
     scanner.feed(b'{"usage":1')
     assert not scanner.done
     scanner.feed(b"}")
@@ -85,7 +85,7 @@ def test_a_value_that_is_too_long_arrives_truncated_however_it_came(size: int) -
 
 @pytest.mark.parametrize("size", [1, 1 << 30])
 def test_a_key_that_is_too_long_is_no_wanted_key(size: int) -> None:
-    scanner = JsonScanner(["k" * (MAX_KEY - 1)], lambda *_: pytest.fail("found"))
+    scanner = JsonScanner(tree(["k" * (MAX_KEY - 1)]), lambda *_: pytest.fail("found"))
     text = b'{"%s":1}' % (b"k" * MAX_KEY)
     for start in range(0, len(text), size):
         scanner.feed(text[start : start + size])

@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from types import MappingProxyType
 
 from sluice.config.merge import Configuration, Provider
@@ -15,6 +16,7 @@ from sluice.core.engine import Engine
 from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.windows import NEVER
+from sluice.usage.counting import Scale, scale_of
 from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.word import Dialect
 from sluice_sidecar.identity import fixed_subjects, told_subjects
@@ -24,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 HOUSEKEEPING = 0.25
 """Seconds between two looks at leases and idle buckets."""
+MOST_MODELS = 256
+"""Of so many models of a provider it is remembered how they count: their names come from callers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +39,8 @@ class Policy:
     """The subjects that no caller has a say in."""
     told: tuple[tuple[str, Scope, SubjectSource], ...]
     """The others: the entry of the descriptor that tells each of them, and where Envoy read it."""
+    scale: Callable[[str], Scale]
+    """How the provider counts the calls of a model."""
     dialect: Dialect
     """How the provider speaks of its own limits."""
 
@@ -62,6 +68,7 @@ class Gate:
                     provider,
                     fixed_subjects(provider, environ),
                     told_subjects(provider),
+                    lru_cache(MOST_MODELS)(partial(scale_of, provider.profile.counting)),
                     Dialect.of(provider.profile.word),
                 )
                 for name, provider in configuration.providers.items()

@@ -26,7 +26,7 @@ from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND, Cap
 from sluice.core.permits import Call, Permit
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
-from sluice.usage.counting import FREE, Scale, scale_of
+from sluice.usage.counting import FREE, Scale
 from sluice.usage.estimate import Asked, Estimate, asked, estimate
 from sluice.usage.learning import Kind, least_cap
 from sluice.usage.profiles import Api, Shape
@@ -158,7 +158,7 @@ class RateLimitService:
             return Call(applied, _counted(1 if hits is None else hits, unit), patience)
         profile = policy.provider.profile
         shape = profile.shape(facts.get("api", ""))
-        scale = FREE if shape.free else scale_of(profile.counting, model)
+        scale = FREE if shape.free else policy.scale(model)
         request = asked(facts, brings_output=shape.request.brings_output and not shape.free)
         kind = Kind(provider, model, tuple([rule for _, _, rule in applied]), least_cap(request.output_cap))
         expected = estimate(

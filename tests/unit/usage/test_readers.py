@@ -27,14 +27,14 @@ OPENAI, ANTHROPIC, GEMINI = (BUILT_IN.profile(name).shapes[-1].response for name
 TEXTS = [response for response in EXAMPLES if response.is_text]
 every_response = pytest.mark.parametrize("response", EXAMPLES, ids=[response.name for response in EXAMPLES])
 every_text = pytest.mark.parametrize("response", TEXTS, ids=[response.name for response in TEXTS])
-every_response_cut_anywhere = pytest.mark.parametrize(
+of_each_form = pytest.mark.parametrize(
     "response",
     [
         pytest.param(response, id=response.name, marks=() if response in SHORTEST else pytest.mark.thorough)
         for response in EXAMPLES
     ],
 )
-"""What takes the square of their length is tried with the shortest of each form first."""
+"""What takes long: the quick tests try it with the shortest of each form alone."""
 
 
 def events(*data: object) -> bytes:
@@ -58,7 +58,7 @@ def test_a_response_read_byte_by_byte_gives_its_usage(response: Example) -> None
     assert read(response.reader(), response.body, 1) == response.usage
 
 
-@every_response_cut_anywhere
+@of_each_form
 def test_a_response_read_in_two_parts_gives_its_usage(response: Example) -> None:
     for cut in range(len(response.body)):
         reader = response.reader()
@@ -94,7 +94,7 @@ def test_a_byte_order_mark_and_blank_lines_before_a_response_change_nothing(resp
         assert read(response.reader(), start + response.body, 1) == response.usage
 
 
-@every_response_cut_anywhere
+@of_each_form
 def test_a_response_cut_off_anywhere_is_partial_or_told_all(response: Example) -> None:
     for cut in range(len(response.body)):
         reader = response.reader()
@@ -132,7 +132,7 @@ def test_json_and_stream_of_an_api_agree() -> None:
     assert [name for name, usages in told.items() if len(usages) > 1] == []
 
 
-@every_response
+@of_each_form
 @pytest.mark.parametrize("coding", CODINGS)
 def test_a_response_that_is_encoded_gives_its_usage(response: Example, coding: str) -> None:
     body = encoded(response.body, coding)
@@ -143,7 +143,7 @@ def test_a_response_that_is_encoded_gives_its_usage(response: Example, coding: s
     assert read(bytewise, body, 1) == response.usage
 
 
-@every_response_cut_anywhere
+@of_each_form
 def test_a_response_that_is_encoded_twice_gives_its_usage_wherever_it_is_cut(response: Example) -> None:
     codings = (CODINGS[len(response.name) % len(CODINGS)], CODINGS[len(response.body) % len(CODINGS)])
     body = encoded(response.body, *codings)
@@ -474,9 +474,14 @@ NDJSON_UNITS = [b"x", b"\n", b'"content":"aaaaaaaaaaaaaaaa', b"{}\n"]
 
 @pytest.mark.parametrize(
     ("content_type", "start", "unit"),
-    [("application/json", start, unit) for start in (b"", b'{"a": "', b'{"usage": {"a": "') for unit in JSON_UNITS]
-    + [(SSE, start, unit) for start in (b"", b"data: ", b'data: {"usage": "') for unit in SSE_UNITS]
+    [("application/json", start, unit) for start in (b"", b'{"usage": {"a": "') for unit in JSON_UNITS]
+    + [(SSE, start, unit) for start in (b"", b'data: {"usage": "') for unit in SSE_UNITS]
     + [(NDJSON, start, unit) for start in (b"", b'{"usage": "') for unit in NDJSON_UNITS]
+    + [
+        pytest.param(kind, start, unit, marks=pytest.mark.thorough)
+        for kind, start, units in (("application/json", b'{"a": "', JSON_UNITS), (SSE, b"data: ", SSE_UNITS))
+        for unit in units
+    ]
     + [(EVENT_STREAM, b"", event("delta", {"text": "x" * size})) for size in (0, 1000, 20_000)],
 )
 def test_memory_is_bounded_whatever_comes(content_type: str, start: bytes, unit: bytes) -> None:

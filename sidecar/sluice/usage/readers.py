@@ -14,7 +14,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import lru_cache
 from typing import Final, Protocol
 
 from sluice.usage.decoding import Decoder, codings_in
@@ -119,7 +119,7 @@ class _Patterns:
     """The output in an event that holds these bytes; the first row applies. Events of other kinds only repeat it."""
 
 
-@cache
+@lru_cache(maxsize=256)
 def _patterns(response: Response) -> _Patterns:
     paths = response.usage or tuple(sorted(response.fields.names))
     last = {path.rpartition(".")[2] for path in paths}

@@ -24,12 +24,14 @@ from sluice.core.decisions import Refusal
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import CAPS_BY_LENGTH, DAY, HOUR, MINUTE, SECOND, Cap
 from sluice.core.permits import Call, Permit
+from sluice.core.rules import Applied
 from sluice.core.windows import NEVER
 from sluice.errors import SluiceError
 from sluice.usage.counting import FREE, Scale
 from sluice.usage.estimate import Asked, Estimate, asked, estimate
 from sluice.usage.learning import Kind, least_cap
 from sluice.usage.profiles import Api, Shape
+from sluice.usage.profiles.profile import EstimationMode
 from sluice.usage.word import Dialect
 from sluice_sidecar import answers
 from sluice_sidecar.gate import Gate
@@ -161,14 +163,13 @@ class RateLimitService:
         scale = FREE if shape.free else policy.scale(model)
         request = asked(facts, brings_output=shape.request.brings_output and not shape.free)
         kind = Kind(provider, model, tuple([rule for _, _, rule in applied]), least_cap(request.output_cap))
+        estimation = policy.provider.estimation
         expected = estimate(
             request,
-            policy.provider.estimation,
-            self._gate.learner.experience(kind),
+            estimation,
+            self._gate.learner.experience(kind) if estimation.mode is EstimationMode.LEARNED else None,
             scale,
-            smallest_cap=_smallest(limits.smallest_token_cap for _, limits, _ in applied),
-            smallest_input_cap=_smallest(limits.smallest_input_cap for _, limits, _ in applied),
-            smallest_output_cap=_smallest(limits.smallest_output_cap for _, limits, _ in applied),
+            **_smallest_caps(applied),
         )
         demand = Demand(1, 1, *scale.reservation(expected.input_tokens, expected.output_tokens))
         tells_usage = (
@@ -180,8 +181,21 @@ class RateLimitService:
         return Call(applied, demand, patience, known, BucketKey(provider, Scope.PROVIDER, key, model))
 
 
-def _smallest(caps: Iterable[int | None]) -> int | None:
-    return min((cap for cap in caps if cap is not None), default=None)
+def _smallest_caps(applied: Iterable[Applied]) -> dict[str, int | None]:
+    """The smallest caps that a call meets, as `estimate` takes them."""
+    tokens = input_tokens = output_tokens = NEVER
+    for _, limits, _ in applied:
+        if limits.smallest_token_cap is not None and limits.smallest_token_cap < tokens:
+            tokens = limits.smallest_token_cap
+        if limits.smallest_input_cap is not None and limits.smallest_input_cap < input_tokens:
+            input_tokens = limits.smallest_input_cap
+        if limits.smallest_output_cap is not None and limits.smallest_output_cap < output_tokens:
+            output_tokens = limits.smallest_output_cap
+    return {
+        "smallest_cap": None if tokens == NEVER else tokens,
+        "smallest_input_cap": None if input_tokens == NEVER else input_tokens,
+        "smallest_output_cap": None if output_tokens == NEVER else output_tokens,
+    }
 
 
 def _is_unasked(facts: dict[str, str], shape: Shape) -> bool:

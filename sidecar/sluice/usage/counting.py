@@ -26,10 +26,11 @@ class Scale(NamedTuple):
 
     def reservation(self, input_tokens: int, output_tokens: int) -> Charge:
         """What is reserved for a call that is expected to take so much; nothing is expected to come from a cache."""
-        charge = self._replace(weights=self.admission or self.weights).charge(input_tokens, output_tokens)
-        if self.combine is Combine.SUM:
-            return charge
-        return charge._replace(tokens=max(charge.input_tokens, charge.tokens - charge.input_tokens))
+        weights = self.admission or self.weights
+        counted = min(-(-input_tokens * weights.input // 100), MAX_COUNT)
+        brought = -(-output_tokens * weights.output // 100)
+        tokens = counted + brought if self.combine is Combine.SUM else max(counted, brought)
+        return Charge(min(tokens, MAX_COUNT), counted, min(output_tokens, MAX_COUNT))
 
     def charge(self, input_tokens: int, output_tokens: int, cache_read: int = 0, cache_write: int = 0) -> Charge:
         """What a call costs that took so much; `cache_read` and `cache_write` are parts of the input."""

@@ -53,6 +53,8 @@ picture and a page of a PDF that holds little but text are more. What the provid
 """
 
 # Envoy 1.40 hands on `16` as it is, and a JSON number with a fraction or an exponent as `16.000000`.
+SAFE_DIGITS: Final = 15
+"""Every number of so many digits is below `MAX_COUNT`."""
 _NUMBER: Final = re.compile(r"[0-9]{1,20}(?:\.[0-9]{1,20})?")
 
 
@@ -151,6 +153,10 @@ def _input(learned: int | None, by_size: int, scale: Scale, *caps: int | None) -
 
 def _number(text: str | None) -> int:
     """The number a text spells, rounded up, at most `MAX_COUNT`; 0 if it spells none."""
-    if text is None or not _NUMBER.fullmatch(text):
+    if text is None:
+        return 0
+    if len(text) <= SAFE_DIGITS and text.isascii() and text.isdigit():
+        return int(text)  # the usual case
+    if not _NUMBER.fullmatch(text):
         return 0
     return min(math.ceil(float(text)), MAX_COUNT)

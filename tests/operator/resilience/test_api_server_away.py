@@ -67,20 +67,29 @@ async def test_a_slow_api_server_makes_a_change_later_and_costs_nobody_the_lease
         assert [line for line in operator.lines if "standing by" in line] == []
 
 
-@pytest.mark.parametrize("gone", ["in the watch", "as its answer"])
-async def test_changes_in_the_gap_of_an_expired_watch_are_seen(there: Scene, gone: str) -> None:
+async def test_changes_in_the_gap_of_an_expired_watch_are_seen(there: Scene) -> None:
     async with there.operator("--interval", "10m"):  # so that no look but the watch's finds them
         await there.proxy.until(lambda calls: any(call.watch for call in calls))
         await there.until(lambda seen: seen.limits is not None)
         watches = sum(call.watch for call in there.proxy.calls)
-        if gone == "as its answer":
-            there.proxy.answer(410, lambda call: call.watch)
         gap = there.proxy.hold(lambda call: call.path.endswith("/providerlimits"))
-        await (there.proxy.expire_watches() if gone == "in the watch" else there.proxy.cut_watches())
+        await there.proxy.expire_watches()
         await there.change("a", 70)
         gap.set()
         await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 70" in seen.limits.text)
         await there.proxy.until(lambda calls: sum(call.watch for call in calls) > watches)
+        await there.change("a", 80)
+        await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 80" in seen.limits.text)
+
+
+async def test_changes_are_found_by_the_next_look_where_a_watch_is_refused_as_expired(there: Scene) -> None:
+    async with there.operator():  # kopf's watch may not come back from such an answer: see ADR 0007
+        await there.proxy.until(lambda calls: any(call.watch for call in calls))
+        await there.until(lambda seen: seen.limits is not None)
+        there.proxy.answer(410, lambda call: call.watch)
+        await there.proxy.cut_watches()
+        await there.change("a", 70)
+        await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 70" in seen.limits.text)
         await there.change("a", 80)
         await there.until(lambda seen: seen.limits is not None and "requestsPerMinute: 80" in seen.limits.text)
 

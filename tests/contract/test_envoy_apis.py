@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 import pytest
 import pytest_asyncio
 
+from helpers.examples import shape_of
 from helpers.mesh import SUBJECTS, Mesh, limits_of, running_mesh
 from helpers.recording import post
 from helpers.responses import Recorded, recorded
@@ -33,7 +34,7 @@ async def mesh() -> AsyncIterator[Mesh]:
 @pytest.mark.parametrize("sample", recorded(), ids=lambda sample: sample.name)
 async def test_a_path_is_taken_for_the_api_that_reads_its_answers(mesh: Mesh, sample: Recorded) -> None:
     call = await mesh.call(post(f"/{sample.provider}{sample.path}?x=/v1/messages"))
-    shape = next(shape for shape in BUILT_IN.profile(sample.provider).shapes if shape.takes(sample.path))
+    shape = shape_of(sample.provider, sample.path)
     assert (call.facts["provider"], call.facts["api"]) == (sample.provider, shape.name)
     assert call.received[0].target == f"{sample.path}?x=/v1/messages"
 

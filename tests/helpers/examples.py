@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from helpers.responses import recorded
-from sluice.usage.profiles import BUILT_IN
+from sluice.usage.profiles import BUILT_IN, Shape
 from sluice.usage.profiles.profile import Response
 from sluice.usage.readers import UsageReader, reader_for
 from sluice.usage.tokens import Usage
@@ -39,9 +39,14 @@ class Example(NamedTuple):
         return reader
 
 
+def shape_of(provider: str, path: str) -> Shape:
+    """The API of a built-in provider that calls of this path speak."""
+    return next(shape for shape in BUILT_IN.profile(provider).shapes if shape.takes(path))
+
+
 def response_of(provider: str, path: str) -> Response:
     """Where the answers to calls of this path tell their usage."""
-    return next(shape for shape in BUILT_IN.profile(provider).shapes if shape.takes(path)).response
+    return shape_of(provider, path).response
 
 
 def read(reader: UsageReader | None, body: bytes, size: int = WHOLE) -> Usage | None:

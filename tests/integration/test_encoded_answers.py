@@ -8,10 +8,9 @@ import aiohttp
 import pytest
 
 from helpers.codings import encoded, header
-from helpers.examples import EXAMPLES
+from helpers.examples import EXAMPLES, response_of
 from helpers.responses import recorded
 from helpers.system import System, limits, running_system
-from sluice.usage.profiles import BUILT_IN
 from sluice_sidecar.envoy_config import UsageSource
 from standin import Recording
 
@@ -74,8 +73,7 @@ async def test_where_envoy_reads_what_it_can_the_gate_reads_the_rest_encoded_or_
         found = await answered(system)
     for call, (name, _) in CALLS.items():
         sample = SAMPLES[name]
-        shapes = BUILT_IN.profile(sample.provider).shapes
-        response = next(shape for shape in shapes if shape.takes(sample.path)).response
+        response = response_of(sample.provider, sample.path)
         if response.envoy_reads:
             # Envoy cannot read them, and the estimate stands.
             assert found[call][1] == 0, call

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from helpers.examples import shape_of
 from helpers.responses import Recorded, recorded
 from sluice.core.words import RefusedAs
 from sluice.errors import InvalidDocument
@@ -23,7 +24,7 @@ every_response = pytest.mark.parametrize("response", RECORDED, ids=[response.nam
 
 
 def shape(provider: str, path: str) -> str:
-    return next(shape.name for shape in BUILT_IN.profile(provider).shapes if shape.takes(path))
+    return shape_of(provider, path).name
 
 
 def mistakes(**texts: str) -> list[str]:
@@ -113,9 +114,7 @@ def test_every_api_that_may_be_shared_is_there() -> None:
 
 @every_response
 def test_the_path_of_a_recorded_response_is_one_that_costs_tokens(response: Recorded) -> None:
-    profile = BUILT_IN.profile(response.provider)
-
-    assert next(shape for shape in profile.shapes if shape.takes(response.path)).free is False
+    assert shape_of(response.provider, response.path).free is False
 
 
 @pytest.mark.parametrize(

@@ -217,6 +217,7 @@ def _described(document: ProviderLimits, provider: Provider, file: str | None) -
     policies = [
         f"failurePolicy {document.failure_policy}",
         f"streamUsage {document.stream_usage}",
+        f"sharing {document.sharing}",
         f"estimation.mode {provider.estimation.mode}",
         *([f"profile from {file}"] if file else []),
         *(["profile from spec.profile"] if document.profile else []),

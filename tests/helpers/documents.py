@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from hypothesis import strategies as st
 
 from sluice.config.entries import CALL_HEADERS, SECRET_HEADERS
 from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectKind, SubjectSource
 from sluice.core.keys import SCOPES
-from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MILLISECOND, MINUTE, Cap, Limits, Mode
+from sluice.core.limits import (
+    CAPS_BY_LENGTH,
+    MAX_COUNT,
+    MILLISECOND,
+    MINUTE,
+    Cap,
+    Limits,
+    Mode,
+    Sharing,
+    StoreFailure,
+)
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
 from sluice.usage.profiles.profile import EstimationMode
@@ -34,7 +46,7 @@ SOURCES = st.one_of(
 
 @st.composite
 def limits(draw: st.DrawFn) -> Limits:
-    caps: dict[str, int] = {}
+    caps: dict[str, Any] = {}
     for names in (*(caps.values() for caps in CAPS_BY_LENGTH), [Cap.MAX_CONCURRENT]):
         chosen = draw(st.lists(st.sampled_from(tuple(names)), unique=True))
         counts = sorted(draw(COUNTS) for _ in chosen)
@@ -42,7 +54,12 @@ def limits(draw: st.DrawFn) -> Limits:
     if not caps:
         caps = {"max_concurrent": draw(COUNTS)}
     longest = 0 if 0 in caps.values() else 5 * MINUTE // MILLISECOND
-    return Limits(**caps, max_wait=draw(st.integers(0, longest)) * MILLISECOND, mode=draw(st.sampled_from(Mode)))
+    return Limits(
+        **caps,
+        max_wait=draw(st.integers(0, longest)) * MILLISECOND,
+        mode=draw(st.sampled_from(Mode)),
+        failure_policy=draw(st.sampled_from(StoreFailure)),
+    )
 
 
 @st.composite
@@ -67,6 +84,7 @@ def documents(draw: st.DrawFn) -> ProviderLimits:
         upstream=draw(st.sampled_from(["http://", "https://"])) + host + port,
         failure_policy=draw(st.sampled_from(FailurePolicy)),
         stream_usage=draw(st.sampled_from(StreamUsage)),
+        sharing=draw(st.sampled_from(Sharing)),
         estimation=Estimation(
             draw(st.none() | st.sampled_from(EstimationMode)),
             draw(st.integers(1, 64)),

@@ -378,9 +378,9 @@ async def test_check_says_what_each_document_puts_in_force(file: Path, provider:
     assert (ended.code, ended.err) == (0, "")
     assert ended.out == (
         f"{file}: openai: provider openai, OpenAI at {provider.url}\n"
-        "  failurePolicy Allow, streamUsage Estimate, estimation.mode Declared\n"
+        "  failurePolicy Allow, streamUsage Estimate, sharing Exact, estimation.mode Declared\n"
         "  User (header x-user-id): requestsPerMinute 1000, tokensPerMinute 100000, maxConcurrent 500, maxWait 0s, "
-        "mode Enforce\n"
+        "mode Enforce, failurePolicy LocalShare\n"
     )
 
 
@@ -399,7 +399,7 @@ async def test_check_says_which_profiles_of_ones_own_hold(tmp_path: Path) -> Non
     assert (known.code, known.err) == (0, "")
     assert known.out == (
         f"{file}: acme: provider acme, Anthropic at https://llm.acme.example\n"
-        f"  failurePolicy Allow, streamUsage Estimate, estimation.mode Learned, profile from {profile}, "
+        f"  failurePolicy Allow, streamUsage Estimate, sharing Exact, estimation.mode Learned, profile from {profile}, "
         "profile from spec.profile, no limits\n"
     )
     assert unknown.code == 2

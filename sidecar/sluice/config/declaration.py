@@ -10,7 +10,7 @@ from typing import Final
 from sluice.config.entries import ENTRY, MATCH, MAX_ENTRIES, SCOPE, SUBJECT, claims_of, is_spelt, words
 from sluice.config.types import FailurePolicy, StreamUsage, SubjectKind
 from sluice.core.keys import SCOPES
-from sluice.core.limits import MAX_COUNT
+from sluice.core.limits import MAX_COUNT, Sharing
 from sluice.schema.declare import (
     Anything,
     Constraint,
@@ -198,7 +198,8 @@ _SPEC: Final = Object(
         ),
         "failurePolicy": Field(
             Word(tuple(FailurePolicy)),
-            "What becomes of calls while the gate cannot decide: Allow lets them go on, uncounted; Deny refuses them.",
+            "What becomes of calls while the gate itself cannot be asked: Allow lets them go on, uncounted; Deny "
+            "refuses them. Not `spec.limits[].failurePolicy`, which is about a store that gates share.",
             default=FailurePolicy.ALLOW,
         ),
         "streamUsage": Field(
@@ -207,6 +208,14 @@ _SPEC: Final = Object(
             "(`stream_options.include_usage`): Estimate counts what streams; Inject asks in the caller's place, and "
             "takes the answer out of the stream again.",
             default=StreamUsage.ESTIMATE,
+        ),
+        "sharing": Field(
+            Word(tuple(Sharing)),
+            "How gates with one store share the capacity of these limits: Exact asks the store for every call; Leased "
+            "takes slices ahead, for a second at most, and decides in memory within them. With either nothing is "
+            "admitted beyond a limit; with Leased, capacity in slices that are not used is stranded for up to a "
+            "second. Without a shared store it does nothing.",
+            default=Sharing.EXACT,
         ),
         "profile": Field(
             OVERRIDES,

@@ -16,7 +16,7 @@ from sluice.config.types import (
     SubjectSource,
 )
 from sluice.core.keys import Scope
-from sluice.core.limits import Cap, Limits, Mode
+from sluice.core.limits import Cap, Limits, Mode, Sharing, StoreFailure
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.declare import Mistake, Object, is_sound, mistakes, with_defaults
 from sluice.schema.durations import format_duration, parse_duration
@@ -71,6 +71,7 @@ def to_manifest(document: ProviderLimits) -> dict[str, Any]:
             "upstream": document.upstream,
             "failurePolicy": str(document.failure_policy),
             "streamUsage": str(document.stream_usage),
+            "sharing": str(document.sharing),
             **({"profile": document.profile} if document.profile else {}),
             "estimation": _estimation_to_manifest(document.estimation),
             "limits": [_entry_to_manifest(entry) for entry in document.limits],
@@ -140,6 +141,7 @@ def _built(document: Any, source: str, catalog: Catalog) -> ProviderLimits:
         upstream=spec["upstream"],
         failure_policy=FailurePolicy(spec["failurePolicy"]),
         stream_usage=StreamUsage(spec["streamUsage"]),
+        sharing=Sharing(spec["sharing"]),
         estimation=_estimation(spec["estimation"]),
         limits=tuple(_entry(entry, subjects[entry["scope"]]) for entry in spec["limits"]),
         profile=spec.get("profile", {}),
@@ -176,13 +178,18 @@ def _subject(subject: Mapping[str, Any]) -> SubjectSource:
 
 
 def _entry(entry: Mapping[str, Any], subject: SubjectSource) -> LimitEntry:
-    caps = {cap.attribute: entry.get(cap) for cap in Cap}
+    caps: dict[str, Any] = {cap.attribute: entry.get(cap) for cap in Cap}
     return LimitEntry(
         scope=Scope(entry["scope"]),
         subject=subject,
         subjects=tuple(entry["match"].get("subjects", ())),
         models=tuple(entry["match"].get("models", ())),
-        limits=Limits(**caps, max_wait=parse_duration(entry["maxWait"]) or 0, mode=Mode(entry["mode"])),
+        limits=Limits(
+            **caps,
+            max_wait=parse_duration(entry["maxWait"]) or 0,
+            mode=Mode(entry["mode"]),
+            failure_policy=StoreFailure(entry["failurePolicy"]),
+        ),
     )
 
 
@@ -206,4 +213,5 @@ def _entry_to_manifest(entry: LimitEntry) -> dict[str, Any]:
         **{str(cap): count for cap, count in entry.limits.caps.items()},
         "maxWait": format_duration(entry.limits.max_wait),
         "mode": str(entry.limits.mode),
+        "failurePolicy": str(entry.limits.failure_policy),
     }

@@ -9,7 +9,7 @@ from typing import Final
 
 from sluice.config.types import SubjectKind
 from sluice.core.keys import SCOPES
-from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MINUTE, Cap, Mode
+from sluice.core.limits import CAPS_BY_LENGTH, MAX_COUNT, MINUTE, Cap, Mode, StoreFailure
 from sluice.schema.declare import (
     AlwaysTrue,
     Constraint,
@@ -234,6 +234,14 @@ ENTRY: Final = Object(
             Word(tuple(Mode)),
             "Enforce refuses calls; Shadow counts them, says what would have been refused, and lets them pass.",
             default=Mode.ENFORCE,
+        ),
+        "failurePolicy": Field(
+            Word(tuple(StoreFailure)),
+            "What becomes of calls while the gate is there and the store that it shares with other gates is not: "
+            "LocalShare lets each gate enforce its even share of the caps alone; Deny refuses them; Allow lets them "
+            "pass, counted. Without a shared store it does nothing. Not `spec.failurePolicy`, which is about a gate "
+            "that cannot be asked itself.",
+            default=StoreFailure.LOCAL_SHARE,
         ),
     },
     constraints=(

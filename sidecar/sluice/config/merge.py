@@ -60,7 +60,14 @@ def merge(documents: Iterable[ProviderLimits], catalog: Catalog = BUILT_IN) -> C
 def rules_of(document: ProviderLimits) -> tuple[Rule, ...]:
     """The rules of a document, one an entry, in their order."""
     return tuple(
-        Rule(document.provider, entry.scope, entry.limits, entry.subjects, entry.models) for entry in document.limits
+        Rule(
+            document.provider,
+            entry.scope,
+            replace(entry.limits, sharing=document.sharing),
+            entry.subjects,
+            entry.models,
+        )
+        for entry in document.limits
     )
 
 
@@ -215,4 +222,9 @@ def _provider_facts(document: ProviderLimits) -> dict[str, str]:
 
 def _limit_facts(limits: Limits) -> dict[str, str]:
     facts = {str(cap): str(count) for cap, count in limits.caps.items()}
-    return facts | {"maxWait": format_duration(limits.max_wait), "mode": limits.mode}
+    return facts | {
+        "maxWait": format_duration(limits.max_wait),
+        "mode": limits.mode,
+        "failurePolicy": limits.failure_policy,
+        "sharing": limits.sharing,
+    }

@@ -8,13 +8,13 @@ from enum import StrEnum
 from typing import Any
 
 from sluice.core.keys import Scope
-from sluice.core.limits import Limits
+from sluice.core.limits import Limits, Sharing
 from sluice.usage.estimation import Estimation
 from sluice.usage.profiles import Api
 
 
 class FailurePolicy(StrEnum):
-    """What becomes of calls while the gate cannot decide. The value is the word of the document."""
+    """What becomes of calls while the gate itself cannot be asked. The value is the word of the document."""
 
     ALLOW = "Allow"
     DENY = "Deny"
@@ -78,3 +78,5 @@ class ProviderLimits:
     namespace: str = field(default="", compare=False)
     """`metadata.namespace`, where the document has one: a gate does not look at it."""
     stream_usage: StreamUsage = StreamUsage.ESTIMATE
+    sharing: Sharing = Sharing.EXACT
+    """Of all its limits, whatever the `Limits` of an entry say: `merge.rules_of` puts it into each rule."""

@@ -79,6 +79,26 @@ class Mode(StrEnum):
     """Count, say what would have been refused, let pass."""
 
 
+class StoreFailure(StrEnum):
+    """What a limit does while the store that gates share cannot be reached. The value is the word of the document."""
+
+    LOCAL_SHARE = "LocalShare"
+    """Each gate enforces its even share of the caps alone."""
+    DENY = "Deny"
+    """No call passes."""
+    ALLOW = "Allow"
+    """Every call passes, counted."""
+
+
+class Sharing(StrEnum):
+    """How a limit's capacity is taken from the store that gates share. The value is the word of the document."""
+
+    EXACT = "Exact"
+    """The store is asked for every call."""
+    LEASED = "Leased"
+    """A gate takes slices ahead, and decides in memory within them."""
+
+
 @dataclass(frozen=True, slots=True)
 class Limits:
     """The caps of one bucket. None means no cap; every cap is from 0 to `MAX_COUNT`; 0 lets nothing through."""
@@ -99,6 +119,10 @@ class Limits:
     max_wait: int = 0
     """Nanoseconds a call may queue for this bucket."""
     mode: Mode = Mode.ENFORCE
+    failure_policy: StoreFailure = StoreFailure.LOCAL_SHARE
+    """Only where gates share a store."""
+    sharing: Sharing = Sharing.EXACT
+    """Only where gates share a store."""
     periods: tuple[Period, ...] = field(init=False, repr=False, compare=False)
     """Each period in which requests or tokens are capped, with these two caps."""
     parts: tuple[Period, ...] = field(init=False, repr=False, compare=False)

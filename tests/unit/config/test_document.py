@@ -13,7 +13,7 @@ import yaml
 from sluice.config.document import from_manifest, parse, to_manifest
 from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, StreamUsage, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
-from sluice.core.limits import MINUTE, SECOND, Limits, Mode
+from sluice.core.limits import MINUTE, SECOND, Limits, Mode, Sharing, StoreFailure
 from sluice.errors import InvalidDocument, Problem
 from sluice.schema.yamltext import MAX_BYTES, write
 from sluice.usage.estimation import Estimation
@@ -82,6 +82,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
         upstream="http://127.0.0.1:8080",
         failure_policy=FailurePolicy.DENY,
         stream_usage=StreamUsage.INJECT,
+        sharing=Sharing.LEASED,
         estimation=Estimation(EstimationMode.LEARNED, 64, 2**53 - 1, 99),
         limits=(
             LimitEntry(
@@ -97,6 +98,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
                     max_concurrent=3,
                     max_wait=5 * MINUTE,
                     mode=Mode.SHADOW,
+                    failure_policy=StoreFailure.DENY,
                 ),
             ),
             LimitEntry(
@@ -104,7 +106,7 @@ def test_every_field_arrives_where_it_belongs() -> None:
                 SubjectSource(SubjectKind.ENV, "POD_NAMESPACE"),
                 (),
                 (),
-                Limits(max_concurrent=100, max_wait=90 * SECOND + SECOND // 2),
+                Limits(max_concurrent=100, max_wait=90 * SECOND + SECOND // 2, failure_policy=StoreFailure.ALLOW),
             ),
             LimitEntry(Scope.PROJECT, SubjectSource(SubjectKind.API_KEY), (), (), Limits(tokens_per_day=0)),
         ),

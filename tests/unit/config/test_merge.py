@@ -11,7 +11,7 @@ import pytest
 from sluice.config.merge import Claims, Configuration, Provider, conflicts, diff, merge
 from sluice.config.types import FailurePolicy, LimitEntry, ProviderLimits, SubjectKind, SubjectSource
 from sluice.core.keys import Scope
-from sluice.core.limits import SECOND, Limits, Mode
+from sluice.core.limits import SECOND, Limits, Mode, Sharing, StoreFailure
 from sluice.core.rules import Rule
 from sluice.errors import InvalidDocument, Problem
 from sluice.usage.estimation import Estimation
@@ -203,7 +203,7 @@ def test_every_kind_of_change_is_told() -> None:
         SubjectSource(SubjectKind.API_KEY),
         (),
         (),
-        Limits(max_concurrent=3, max_wait=SECOND, mode=Mode.SHADOW),
+        Limits(max_concurrent=3, max_wait=SECOND, mode=Mode.SHADOW, failure_policy=StoreFailure.DENY),
     )
     new = merge(
         [
@@ -222,14 +222,27 @@ def test_every_kind_of_change_is_told() -> None:
         "openai: failurePolicy Allow -> Deny",
         "openai: User from header x-user-id -> apiKey",
         "openai: Org from unset -> constant team-a",
-        "openai Org *: added (requestsPerMinute 9, maxWait 0s, mode Enforce)",
+        "openai Org *: added (requestsPerMinute 9, maxWait 0s, mode Enforce, failurePolicy LocalShare, sharing Exact)",
         "openai User *: requestsPerMinute 60 -> unset",
         "openai User *: maxWait 0s -> 1s",
         "openai User *: mode Enforce -> Shadow",
+        "openai User *: failurePolicy LocalShare -> Deny",
         "openai User *: maxConcurrent unset -> 3",
         "openai User alice gpt-5*: removed",
     )
     assert diff(new, merge([]))[0] == "acme: removed"
+
+
+def test_the_sharing_of_a_document_is_told_of_each_of_its_limits_and_of_no_other() -> None:
+    one, other = document(limit(), limit(subjects=("bob",))), document(limit(9, Scope.ORG, TEAM), name="second")
+
+    leased = merge([replace(one, sharing=Sharing.LEASED), other])
+
+    assert [rule.limits.sharing for rule in leased.rules.rules] == [Sharing.LEASED, Sharing.LEASED, Sharing.EXACT]
+    assert diff(merge([one, other]), leased) == (
+        "openai User *: sharing Exact -> Leased",
+        "openai User bob: sharing Exact -> Leased",
+    )
 
 
 def test_what_was_claimed_first_stays_with_its_document() -> None:

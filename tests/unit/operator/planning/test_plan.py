@@ -41,6 +41,7 @@ def test_an_object_becomes_a_config_map_a_status_and_an_event() -> None:
         "  upstream: https://api.openai.com\n"
         "  failurePolicy: Allow\n"
         "  streamUsage: Estimate\n"
+        "  sharing: Exact\n"
         "  estimation:\n"
         "    charsPerToken: 4\n"
         "    defaultOutputTokens: 256\n"
@@ -52,6 +53,7 @@ def test_an_object_becomes_a_config_map_a_status_and_an_event() -> None:
         "    requestsPerMinute: 60\n"
         "    maxWait: 0s\n"
         "    mode: Enforce\n"
+        "    failurePolicy: LocalShare\n"
     )
     assert made.writes == (
         ApplyConfigMap(

@@ -7,6 +7,7 @@ import asyncio
 import json
 import logging
 import os
+import re
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -42,7 +43,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run a command line. Returns the exit code; argparse itself ends with 0 for `--help` and 2 for bad arguments."""
     options, unknown = parser_of(COMMANDS).parse_known_args(arguments)
     if unknown:
-        options.error(f"unrecognized arguments: {' '.join(unknown)}")  # with the usage of the command that was meant
+        options.error(f"unrecognized arguments: {_shown(unknown)}")  # with the usage of the command that was meant
     try:
         return int(options.command(options))
     except InvalidDocument as error:
@@ -57,6 +58,12 @@ def run(arguments: Sequence[str]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return FAILED
+
+
+def _shown(unknown: Sequence[str]) -> str:
+    """The arguments, without what may be a secret: the value of an option that nobody knows, a login in a URL."""
+    options = [word.partition("=")[0] for word in unknown if word.startswith("-")]
+    return " ".join(options or [re.sub("://.*@", "://…@", word) for word in unknown])
 
 
 def _say(text: str, stream: TextIO | None = None) -> None:
@@ -83,8 +90,29 @@ def _run(options: argparse.Namespace) -> int:
         options.error("--ca-bundle is written into Envoy's files: give --envoy or --xds as well")
     if options.start and not options.state_dir:
         options.error("--start is about the counts of --state-dir, and there is none")
+    _check_store(options)
     logs.set_up(options.log_format)
-    run_settings = RunSettings(
+    return asyncio.run(Sidecar(run_settings(options), os.environ).run())
+
+
+def _check_store(options: argparse.Namespace) -> None:
+    """End with a complaint if the options about the store do not fit each other or the rest."""
+    about = ("password_file", "prefix", "ca_bundle", "gates")
+    given = [f"--store-{name.replace('_', '-')}" for name in about if getattr(options, f"store_{name}") is not None]
+    if options.store is None:
+        if given:
+            options.error(f"{given[0]} is about the store of --store, and there is none")
+    elif options.state_dir:
+        options.error(
+            "--state-dir cannot go with --store: the store keeps the counts, whatever gate ends; leave it out"
+        )
+    elif options.store_ca_bundle and not options.store.tls:
+        options.error("--store-ca-bundle is about TLS, and the address of --store says none: begin it with rediss")
+
+
+def run_settings(options: argparse.Namespace) -> RunSettings:
+    """What `sluice run` was told, defaults filled in."""
+    return RunSettings(
         files=tuple(options.file),
         profiles=options.profiles,
         wait_for_limits=options.wait_for_limits,
@@ -99,12 +127,16 @@ def _run(options: argparse.Namespace) -> int:
         max_keys=options.max_keys,
         state_dir=options.state_dir,
         start=options.start or Start.FULL,
+        store=options.store,
+        store_password_file=options.store_password_file,
+        store_prefix=options.store_prefix or settings.STORE_PREFIX,
+        store_ca=options.store_ca_bundle,
+        store_gates=options.store_gates or 1,
         grace=options.grace,
         usage_source=options.usage_source,
         usage_headers=options.usage_headers,
         ca_bundle=options.ca_bundle,
     )
-    return asyncio.run(Sidecar(run_settings, os.environ).run())
 
 
 def _check(options: argparse.Namespace) -> int:

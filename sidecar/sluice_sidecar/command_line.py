@@ -12,6 +12,7 @@ from sluice import __version__
 from sluice.core.keys import Scope
 from sluice_sidecar import settings
 from sluice_sidecar.settings import LogFormat, Start, UsageSource
+from sluice_sidecar.stores.address import FORMS, PASSWORD_VARIABLE, StoreAddress
 
 T = TypeVar("T")
 E = TypeVar("E", bound=StrEnum)
@@ -175,6 +176,7 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         help="where a gate has counted in --state-dir before and its counts are lost: begin with all that the limits"
         " allow, or as if they had been used up evenly until then (default: full)",
     )
+    _store_options(parser.add_argument_group("a store that gates share, so that they count together"))
     bounds = parser.add_argument_group("bounds")
     bounds.add_argument(
         "--lease",
@@ -203,6 +205,40 @@ def _run_options(parser: argparse.ArgumentParser) -> None:
         metavar=_words(LogFormat),
         default=LogFormat.TEXT,
         help="how the log is written, to standard error (default: %(default)s)",
+    )
+
+
+def _store_options(parser: argparse._ActionsContainer) -> None:
+    parser.add_argument(
+        "--store",
+        type=_checked(StoreAddress.parse),
+        metavar="ADDRESS",
+        help=f"Redis or Valkey: {FORMS}; USER@ before the host if need be (default: this gate counts alone)",
+    )
+    parser.add_argument(
+        "--store-password-file",
+        type=_path,
+        metavar="FILE",
+        help=f"holds the password, and is read at every connection (default: the variable {PASSWORD_VARIABLE}, if set)",
+    )
+    parser.add_argument(
+        "--store-prefix",
+        type=_checked(settings.store_prefix),
+        metavar="NAME",
+        help=f"begins the name of every key: gates with another one count apart (default: {settings.STORE_PREFIX})",
+    )
+    parser.add_argument(
+        "--store-ca-bundle",
+        type=_path,
+        metavar="FILE",
+        help="the certificates by which the store is trusted, with TLS (default: the system's)",
+    )
+    parser.add_argument(
+        "--store-gates",
+        type=_checked(settings.count),
+        metavar="N",
+        help="how many gates there are: each enforces its share of the limits while the store was never reached"
+        " (default: 1)",
     )
 
 

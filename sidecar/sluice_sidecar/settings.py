@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from sluice.config.entries import HEADER
 from sluice.core.engine import EngineSettings
@@ -15,6 +16,9 @@ from sluice.core.limits import SECOND
 from sluice.errors import SluiceError
 from sluice.schema.declare import is_sound
 from sluice.schema.durations import parse_duration
+
+if TYPE_CHECKING:
+    from sluice_sidecar.stores.address import StoreAddress
 
 LONGEST_SOCKET_PATH: Final = 107
 """Bytes of a Unix socket's path that the kernel takes (`unix(7)`: `sun_path` has 108, one for the NUL)."""
@@ -55,6 +59,7 @@ ADMIN: Final = TcpAddress("127.0.0.1", 10001)
 LEASE: Final = EngineSettings().lease
 MAX_KEYS: Final = EngineSettings().max_keys
 GRACE: Final = 30 * SECOND
+STORE_PREFIX: Final = "sluice"
 
 
 class UsageSource(StrEnum):
@@ -103,6 +108,16 @@ class RunSettings:
     """The folder in which counts are saved; None: they are in memory alone."""
     start: Start = Start.FULL
     """Where a gate has saved counts there, and they are lost."""
+    store: StoreAddress | None = None
+    """The store that this gate shares with others; None: it counts alone. Never with a `state_dir`."""
+    store_password_file: Path | None = None
+    """Read at every connection, so that the password may change; None: the variable of the environment has it."""
+    store_prefix: str = STORE_PREFIX
+    """Begins the name of every key in the store: the namespace's own, where namespaces share a store."""
+    store_ca: Path | None = None
+    """The certificates that the store is trusted by, with TLS; None for the system's own."""
+    store_gates: int = 1
+    """How many gates there are, as long as the store was never reached."""
     grace: int = GRACE
     """From the first signal to the end."""
     usage_source: UsageSource = UsageSource.METADATA
@@ -165,6 +180,13 @@ def count(text: str) -> int:
     if not (text.isascii() and text.isdigit() and 1 <= int(text[:11]) <= 10**9):
         raise ValueError(f"{text!r} is not a number from 1 to {10**9}")
     return int(text)
+
+
+def store_prefix(text: str) -> str:
+    """What keys in the store begin with; raises `ValueError`."""
+    if not re.fullmatch(r"[A-Za-z0-9._-]{1,64}", text):
+        raise ValueError("a prefix has 1 to 64 letters, digits, `.`, `_` and `-`, such as team-a")
+    return text
 
 
 def header_names(text: str) -> tuple[str, ...]:

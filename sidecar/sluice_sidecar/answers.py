@@ -49,6 +49,11 @@ def message(refusal: Refusal) -> str:
         return _providers_word(refusal)
     limit = f"{refusal.limit} {CAPS[refusal.cap] if refusal.limit != 1 else _ONE[refusal.cap]}"
     whose = _whose(refusal.key)
+    if refusal.reason is Reason.STORE_UNAVAILABLE:
+        return (
+            f"The gate cannot reach the store that counts for {whose}, and by the limit of {limit} no call passes "
+            f"meanwhile (failurePolicy: Deny). {_retry(refusal)}"
+        )
     if refusal.limit == 0:
         return f"The limit of {whose} is {limit}: no call is admitted."
     if refusal.reason is Reason.OVERSIZED_REQUEST:

@@ -27,6 +27,8 @@ class Reason(StrEnum):
     """The provider itself said that it has too much to do."""
     PROVIDER_SPEND_CAP = "ProviderSpendCap"
     """The provider itself said that no more may be spent."""
+    STORE_UNAVAILABLE = "StoreUnavailable"
+    """The shared store cannot be reached, and the limit's failurePolicy is Deny."""
 
 
 class Refusal(NamedTuple):

@@ -83,6 +83,14 @@ MESSAGES = {
     'Too many calls wait for user "alice" at openai (3 calls at a time). Retry when one of them has ended.': refusal(
         reason=Reason.QUEUE_FULL, cap=Cap.MAX_CONCURRENT, limit=3, used=3, retry_after=None
     ),
+    'The gate cannot reach the store that counts for user "alice" at openai, and by the limit of 1 token per minute no '
+    "call passes meanwhile (failurePolicy: Deny). Retry in 2 s.": refusal(
+        reason=Reason.STORE_UNAVAILABLE, cap=Cap.TOKENS_PER_MINUTE, limit=1, used=0, retry_after=SECOND + 1
+    ),
+    'The gate cannot reach the store that counts for user "alice" at openai, and by the limit of 0 requests per minute '
+    "no call passes meanwhile (failurePolicy: Deny). Retry in 1 s.": refusal(
+        reason=Reason.STORE_UNAVAILABLE, limit=0, used=0, retry_after=1
+    ),
 }
 
 
@@ -99,6 +107,18 @@ def test_the_time_to_retry_is_rounded_up(retry_after: int, seconds: str, millise
     headers = dict(answers.headers(refusal(retry_after=retry_after)))
     assert (headers["retry-after"], headers["retry-after-ms"]) == (seconds, milliseconds)
     assert "x-should-retry" not in headers
+
+
+def test_a_call_that_only_the_stores_absence_refuses_may_come_again() -> None:
+    refused = refusal(reason=Reason.STORE_UNAVAILABLE, used=0, retry_after=SECOND)
+
+    assert answers.headers(refused) == [
+        ("content-type", "application/json"),
+        ("x-sluice-refused-by", "sluice"),
+        ("x-sluice-reason", "StoreUnavailable"),
+        ("retry-after", "1"),
+        ("retry-after-ms", "1000"),
+    ]
 
 
 def test_where_the_time_to_retry_cannot_be_known_a_second_is_said() -> None:

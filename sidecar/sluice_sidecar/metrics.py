@@ -5,10 +5,8 @@ Labels are bounded by the configuration: providers, scopes, caps and reasons, ne
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
-from itertools import accumulate
 from typing import Final
 
 from prometheus_client.core import (
@@ -30,6 +28,7 @@ from sluice.core.words import RefusedAs
 from sluice_sidecar import upstream_status
 from sluice_sidecar.commits import CommitWatch
 from sluice_sidecar.health import Health, Saving
+from sluice_sidecar.histogram import Histogram
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds that an admitted call queued."""
@@ -37,26 +36,6 @@ RATIOS: Final = (0.05, 0.1, 0.25, 0.5, 0.75, 0.9, 1.0, 1.1, 1.25, 1.5, 2.0, 4.0,
 """Tokens really used, for each token that was estimated."""
 
 REFUSAL_LABELS: Final = ("provider", "scope", "cap", "reason")
-
-
-class Histogram:
-    """Counts of values up to each bound, and their sum."""
-
-    __slots__ = ("bounds", "counts", "total")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.total = 0.0
-
-    def observe(self, value: float) -> None:
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.total += value
-
-    def buckets(self) -> list[tuple[str, float]]:
-        """Cumulative, as Prometheus has them."""
-        names = [*map(str, self.bounds), "+Inf"]
-        return list(zip(names, map(float, accumulate(self.counts)), strict=True))
 
 
 class EventCounts:

@@ -27,7 +27,7 @@ from sluice.core.upstream import UpstreamState
 from sluice.core.words import RefusedAs
 from sluice_sidecar import upstream_status
 from sluice_sidecar.commits import CommitWatch
-from sluice_sidecar.health import Health, Saving
+from sluice_sidecar.health import Health, Saving, StoreHealth, StoreMode
 from sluice_sidecar.histogram import Histogram
 
 WAITS: Final = (0.001, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
@@ -175,6 +175,7 @@ class GateCollector(Collector):
             "sluice_configuration_problems", "Mistakes in the files as they are now.", value=len(health.problems)
         )
         yield from _saving(health.saving)
+        yield from _store(health.store)
         yield InfoMetricFamily("sluice", "The gate.", value={"version": __version__})
 
 
@@ -185,6 +186,23 @@ def _saving(saving: Saving | None) -> Iterator[Metric]:
     yield GaugeMetricFamily("sluice_state_age_seconds", age, value=saving.age)
     yield GaugeMetricFamily("sluice_state_healthy", "1 if the counts are saved as they should be.", saving.is_healthy)
     yield CounterMetricFamily("sluice_state_saves_failed", "Saves of the counts that failed.", value=saving.failures)
+
+
+def _store(store: StoreHealth | None) -> Iterator[Metric]:
+    if store is None:
+        return
+    shared = "1 while the store that gates share decides, 0 while this gate does alone."
+    yield GaugeMetricFamily("sluice_store_shared", shared, value=store.is_healthy)
+    yield GaugeMetricFamily("sluice_store_gates", "Gates that share the store, as last told.", value=store.gates)
+    changes = "Changes of who decides, by the mode that was entered: Shared or Local."
+    yield _counter("sluice_store_mode_changes", changes, store.entered, ("mode",))
+    yield _counter("sluice_store_decisions", "Decisions made in each mode.", store.decisions, ("mode",))
+    unsent = "Seconds for which the store has lacked something that it is owed; 0 while it lacks nothing."
+    yield GaugeMetricFamily("sluice_store_unsent_seconds", unsent, value=store.unsent)
+    waits = "How long decisions waited for the store, also those that it did not answer in time."
+    yield HistogramMetricFamily(
+        "sluice_store_decision_seconds", waits, buckets=store.waits.buckets(), sum_value=store.waits.total
+    )
 
 
 def _provider(permit: Permit) -> str:
@@ -198,7 +216,7 @@ def _labels(refusal: Refusal) -> tuple[str, ...]:
 def _counter(
     name: str,
     text: str,
-    values: dict[str, int] | dict[tuple[str, ...], int],
+    values: dict[str, int] | dict[tuple[str, ...], int] | dict[StoreMode, int],
     labels: Iterable[str] = ("provider",),
 ) -> Metric:
     family = CounterMetricFamily(name, text, labels=tuple(labels))

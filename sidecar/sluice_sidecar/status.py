@@ -17,7 +17,7 @@ from sluice.core.upstream import UpstreamState
 from sluice.usage.commits import ADVICE, Missing
 from sluice.usage.learning import MOST_OUTPUT, Experience, Kind, Learner
 from sluice_sidecar import upstream_status
-from sluice_sidecar.health import Health, Saving
+from sluice_sidecar.health import Health, Saving, StoreHealth
 from sluice_sidecar.logs import utc
 from sluice_sidecar.recent import Tally
 
@@ -101,7 +101,7 @@ def document(
             "files": dict(health.files),
             "problems": [problem._asdict() for problem in health.problems],
         },
-        "store": _store(health.saving),
+        "store": _shared_store(health.store) if health.store else _memory(health.saving),
         "buckets": [_bucket(bucket) for bucket in fullest.buckets],
         "bucketsOmitted": fullest.omitted,
         **upstream_status.document(upstreams, fullest.provider),
@@ -154,7 +154,7 @@ def shown_subject(key: BucketKey) -> str:
     return OVERFLOW_SHOWN if key.subject == OVERFLOW else key.subject
 
 
-def _store(saving: Saving | None) -> dict[str, Json]:
+def _memory(saving: Saving | None) -> dict[str, Json]:
     if saving is None:
         return {"kind": "memory", "healthy": True}  # the gate's own, and there as long as the gate is
     return {
@@ -165,6 +165,22 @@ def _store(saving: Saving | None) -> dict[str, Json]:
         "restoredBuckets": saving.restored,
         "failedSaves": saving.failures,
         **({"problem": saving.problem} if saving.problem else {}),
+    }
+
+
+def _shared_store(store: StoreHealth) -> dict[str, Json]:
+    return {
+        "kind": "redis",
+        "address": store.address,
+        "prefix": store.prefix,
+        "mode": store.mode,
+        "healthy": store.is_healthy,
+        "secondsInMode": round(store.age, 3),
+        "gates": store.gates,
+        "modeChanges": store.changes,
+        "decisions": {str(mode): number for mode, number in store.decisions.items()},
+        **({"problem": store.problem} if store.problem else {}),
+        **({"unsentSeconds": round(store.unsent, 3)} if store.unsent_since is not None else {}),
     }
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
-from sluice.core.limits import Cap
+from sluice.core.limits import SECOND, Cap
 from sluice.errors import Problem
+from sluice.schema.durations import format_duration
 from sluice.usage.profiles.profile import EstimationMode
 from sluice_sidecar import upstream_status
+from sluice_sidecar.health import meanwhile, sharing
 
 Json = Any
 
@@ -124,10 +126,28 @@ def _configuration(status: Mapping[str, Json]) -> list[str]:
 
 def _store(status: Mapping[str, Json]) -> list[str]:
     store = status.get("store", {})
+    if "mode" in store:
+        return _shared_store(store)
     if store.get("healthy", True):
         return []
     problem = _printable(store.get("problem", "the last save has not ended"))
     return [f"the counts have not been saved for {store.get('savedSecondsAgo', 0):.0f} s: {problem}"]
+
+
+def _shared_store(store: Mapping[str, Json]) -> list[str]:
+    address, since = _printable(store["address"]), _since(store["secondsInMode"])
+    if store["healthy"]:
+        lines = [f"the store {address} has decided for {since}: {sharing(store['gates'])}"]
+    else:
+        problem = _printable(store.get("problem", "no reason is told"))
+        lines = [f"the store {address} cannot be used for {since} now: {problem}; {meanwhile(store['gates'])}"]
+    if "unsentSeconds" in store:
+        lines.append(f"the store has lacked something that was counted here for {_since(store['unsentSeconds'])}")
+    return lines
+
+
+def _since(seconds: float) -> str:
+    return format_duration(int(seconds) * SECOND)
 
 
 def _used(used: int, limit: int | None) -> str:

@@ -8,14 +8,14 @@ from prometheus_client import CollectorRegistry, generate_latest
 from sluice.core.buckets import Charge, Demand
 from sluice.core.engine import Engine, EngineSettings
 from sluice.core.keys import Scope
-from sluice.core.limits import SECOND, Limits, Mode
+from sluice.core.limits import MILLISECOND, SECOND, Limits, Mode
 from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import Rule, RuleBook
 from sluice.core.words import RefusedAs
 from sluice.errors import Problem
 from sluice.usage.commits import FEWEST
 from sluice_sidecar.commits import CommitWatch
-from sluice_sidecar.health import Health, Saving
+from sluice_sidecar.health import Health, Saving, StoreHealth, StoreMode
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 
@@ -166,6 +166,33 @@ def test_saves_are_told_where_counts_are_saved(scraped: Scraped) -> None:
     assert scraped.value("sluice_state_age_seconds") == 2
     assert scraped.value("sluice_state_healthy") == 0
     assert scraped.value("sluice_state_saves_failed_total") == 1
+
+
+def test_what_the_shared_store_does_is_told_where_there_is_one(scraped: Scraped) -> None:
+    assert scraped.value("sluice_store_shared") is None
+    store = scraped.health.store = StoreHealth(address="redis://r:6379", prefix="team", clock=lambda: 5 * SECOND)
+    assert (scraped.value("sluice_store_shared"), scraped.value("sluice_store_gates")) == (0, 1)
+    assert scraped.value("sluice_store_mode_changes_total", mode="Local") == 0
+
+    store.shared(3)
+    store.decided(StoreMode.SHARED, 2 * MILLISECOND)
+    store.decided(StoreMode.SHARED)
+    store.decided(StoreMode.LOCAL, 16 * MILLISECOND)
+    store.unsent_since = 3 * SECOND
+
+    assert (scraped.value("sluice_store_shared"), scraped.value("sluice_store_gates")) == (1, 3)
+    assert scraped.value("sluice_store_mode_changes_total", mode="Shared") == 1
+    assert scraped.value("sluice_store_mode_changes_total", mode="Local") == 0
+    assert scraped.value("sluice_store_decisions_total", mode="Shared") == 2
+    assert scraped.value("sluice_store_decisions_total", mode="Local") == 1
+    assert scraped.value("sluice_store_decision_seconds_sum") == pytest.approx(0.018)
+    assert scraped.value("sluice_store_decision_seconds_bucket", le="0.001") == 0
+    assert scraped.value("sluice_store_decision_seconds_bucket", le="0.002") == 1
+    assert scraped.value("sluice_store_decision_seconds_bucket", le="0.02") == 2
+    assert scraped.value("sluice_store_unsent_seconds") == 2
+
+    store.unsent_since = None
+    assert scraped.value("sluice_store_unsent_seconds") == 0
 
 
 def test_no_label_holds_who_called(scraped: Scraped) -> None:

@@ -23,7 +23,7 @@ from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.profiles import BUILT_IN
 from sluice.usage.profiles.profile import EstimationMode
 from sluice_sidecar import status, status_table
-from sluice_sidecar.health import Health, Saving
+from sluice_sidecar.health import Health, Saving, StoreHealth, StoreMode
 from sluice_sidecar.recent import Tally
 from sluice_sidecar.status import Selection
 
@@ -311,6 +311,56 @@ def test_a_save_that_does_not_end_is_told_after_ten_seconds() -> None:
     told = [saving.is_healthy for _ in range(2)]
 
     assert told == [True, False]
+
+
+def test_the_store_that_gates_share_says_who_decides_since_when_and_why() -> None:
+    now = 0
+    store = StoreHealth(address="redis://r:6379/1", prefix="team", clock=lambda: now)
+    health = Health(store=store)
+
+    def told() -> tuple[dict[str, Any], list[str]]:
+        answer = document(Engine(), health=health)
+        lines = status_table.table(answer).splitlines()
+        return answer["store"], [line for line in lines if line.startswith("the store")]
+
+    expected = {
+        "kind": "redis",
+        "address": "redis://r:6379/1",
+        "prefix": "team",
+        "mode": "Local",
+        "healthy": False,
+        "secondsInMode": 2.0,
+        "gates": 1,
+        "modeChanges": 0,
+        "decisions": {"Shared": 0, "Local": 0},
+        "problem": "not reached yet",
+    }
+    now += 2 * SECOND
+    meanwhile = "until it can, each limit's failurePolicy decides"
+    line = f"the store redis://r:6379/1 cannot be used for 2s now: not reached yet; {meanwhile} (gates known: 1)"
+    assert told() == (expected, [line])
+
+    store.shared(4)
+    store.decided(StoreMode.SHARED, 1)
+    now += 90 * SECOND
+    del expected["problem"]
+    expected |= {
+        "mode": "Shared",
+        "healthy": True,
+        "secondsInMode": 90.0,
+        "gates": 4,
+        "modeChanges": 1,
+        "decisions": {"Shared": 1, "Local": 0},
+    }
+    assert told() == (expected, ["the store redis://r:6379/1 has decided for 1m30s: 4 gates share it"])
+
+    store.unsent_since = now
+    store.local("timed out\x1b[2J")
+    now += SECOND
+    expected |= {"mode": "Local", "healthy": False, "secondsInMode": 1.0, "modeChanges": 2}
+    expected |= {"problem": "timed out\x1b[2J", "unsentSeconds": 1.0}
+    line = f"the store redis://r:6379/1 cannot be used for 1s now: timed out?[2J; {meanwhile} (gates known: 4)"
+    assert told() == (expected, [line, "the store has lacked something that was counted here for 1s"])
 
 
 def test_callers_without_a_name_and_the_overflow_are_told_apart() -> None:

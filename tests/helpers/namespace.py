@@ -17,7 +17,7 @@ from sluice_operator.planning.plan import (
     Plan,
     plan,
 )
-from sluice_operator.planning.reports import Report
+from sluice_operator.planning.reports import Report, Store
 from sluice_operator.planning.state import Gate, Observed
 
 START = 1_800_000_000.0
@@ -50,7 +50,7 @@ def entry(requests: int = 60, scope: str = "User", **fields: Any) -> Manifest:
 def report(*files: str, **fields: Any) -> Report:
     """Return what a gate says that runs files with these contents."""
     hashes = frozenset(hashlib.sha256(file.encode()).hexdigest() for file in files)
-    return replace(Report(hashes, 0, store_healthy=True, buckets=(), recent={}), **fields)
+    return replace(Report(hashes, 0, Store(), buckets=(), recent={}), **fields)
 
 
 class Namespace:

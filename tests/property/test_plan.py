@@ -16,7 +16,7 @@ from sluice.config.types import ProviderLimits
 from sluice.core.keys import SCOPES, BucketKey
 from sluice.core.limits import Cap
 from sluice.errors import InvalidDocument
-from sluice_operator.planning.reports import BucketReport, Recent, Use
+from sluice_operator.planning.reports import BucketReport, Recent, Store, Use
 
 NAMES = st.sampled_from(["a", "b", "c", "d"])
 PODS = st.sampled_from(["gate-a", "gate-b", "gate-c"])
@@ -63,6 +63,13 @@ BUCKETS = st.builds(
 )
 RECENT = st.dictionaries(
     st.sampled_from(["openai", "anthropic"]), st.builds(Recent, committed=COUNTS, estimated=COUNTS, throttled=COUNTS)
+)
+STORES = st.builds(
+    Store,
+    healthy=st.booleans(),
+    kind=st.sampled_from(["memory", "redis"]),
+    address=st.sampled_from(["redis://a", "redis://b"]),
+    mode=st.sampled_from(["Shared", "Local"]),
 )
 
 
@@ -113,7 +120,7 @@ class Plans(RuleBasedStateMachine):
     def stop_gate(self, pod: str) -> None:
         self.namespace.gates.pop(pod, None)
 
-    @rule(pod=PODS, buckets=st.lists(BUCKETS, max_size=4), recent=RECENT, store_healthy=st.booleans())
+    @rule(pod=PODS, buckets=st.lists(BUCKETS, max_size=4), recent=RECENT, store=STORES)
     def gate_answers(self, pod: str, **fields: Any) -> None:
         if pod in self.namespace.gates and LIMITS in self.namespace.config_maps:
             self.namespace.answer(pod, **fields)

@@ -45,11 +45,21 @@ def _commits(recent: Recent) -> Condition:
 
 
 def _store(usage: Usage) -> Condition:
-    if not usage.storeless:
-        message = "Every gate that answers reaches the store of its counts."
-        return condition(Kind.STORE_HEALTHY, holds=True, reason=Reason.STORE_HEALTHY, message=message)
-    message = f"The store of the counts is out of reach for {named(usage.storeless)}: see the gate's log."
-    return condition(Kind.STORE_HEALTHY, holds=False, reason=Reason.STORE_AWAY, message=message)
+    told = []
+    if usage.storeless:
+        told.append(
+            f"The store that gates share cannot be used by {named(usage.storeless)}: see the gate's log. Until it can, "
+            "each decides alone, as the failurePolicy of each limit says."
+        )
+    if usage.unsaved:
+        told.append(
+            f"The counts of {named(usage.unsaved)} are not saved: see the gate's log. Limits hold meanwhile; a restart "
+            "would forget what was counted since."
+        )
+    if told:
+        return condition(Kind.STORE_HEALTHY, holds=False, reason=Reason.STORE_AWAY, message=" ".join(told))
+    message = "Every gate that answers reaches the store of its counts."
+    return condition(Kind.STORE_HEALTHY, holds=True, reason=Reason.STORE_HEALTHY, message=message)
 
 
 def _throttled(recent: Recent) -> Condition:

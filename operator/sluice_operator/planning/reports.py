@@ -27,6 +27,10 @@ MOST_MODELS: Final = 64
 LONGEST_TEXT: Final = 512
 """Characters of any text in a report: twice what a subject or a pattern may have."""
 LARGEST: Final = 2**63 - 1
+MEMORY: Final = "memory"
+"""The kind of store that is a gate's own."""
+SHARED: Final = "Shared"
+"""The mode of a gate for which a store decides."""
 
 
 class BadReport(SluiceError):
@@ -91,6 +95,28 @@ class Recent:
 
 
 @dataclass(frozen=True, slots=True)
+class Store:
+    """Where a gate has its counts."""
+
+    healthy: bool = True
+    kind: str = MEMORY
+    address: str = ""
+    prefix: str = ""
+    mode: str = ""
+    """`Shared` while the store decides for all gates that share it; empty in a gate's own memory."""
+
+    @property
+    def is_shared(self) -> bool:
+        """True if others share it, whoever decides at present."""
+        return self.kind != MEMORY
+
+    @property
+    def counter(self) -> tuple[str, str, str] | None:
+        """The store whose counts the gate tells as its own; None if it tells what it counts itself."""
+        return (self.kind, self.address, self.prefix) if self.is_shared and self.mode == SHARED else None
+
+
+@dataclass(frozen=True, slots=True)
 class Report:
     """What one gate said at one time."""
 
@@ -98,7 +124,7 @@ class Report:
     """SHA-256, in hexadecimal, of each limits file of the configuration that the gate runs."""
     problems: int
     """Mistakes in its files as they are now, because of which it goes on with the last good ones."""
-    store_healthy: bool
+    store: Store
     buckets: tuple[BucketReport, ...]
     recent: Mapping[str, Recent]
     """By provider."""
@@ -112,14 +138,23 @@ def read_report(body: bytes) -> Report:
         raise BadReport("is not JSON") from None
     fields = _object(status, "the answer")
     configuration = _field(fields, "configuration", _object)
-    store = _field(fields, "store", _object, {})
     recent = _field(fields, "recent", _object, {})
     return Report(
         files=frozenset(_mapping(configuration, "files", _text, MOST_FILES).values()),
         problems=len(_field(configuration, "problems", _list, [])),
-        store_healthy=_field(store, "healthy", _truth, default=True),
+        store=_store(_field(fields, "store", _object, {})),
         buckets=tuple(_bucket(_object(each, "a bucket")) for each in _bounded_list(fields, "buckets", MOST_BUCKETS)),
         recent=MappingProxyType(_mapping(recent, "providers", _recent, MOST_PROVIDERS)),
+    )
+
+
+def _store(fields: dict[str, Any]) -> Store:
+    return Store(
+        healthy=_field(fields, "healthy", _truth, default=True),
+        kind=_field(fields, "kind", _text, MEMORY),
+        address=_field(fields, "address", _text, ""),
+        prefix=_field(fields, "prefix", _text, ""),
+        mode=_field(fields, "mode", _text, ""),
     )
 
 

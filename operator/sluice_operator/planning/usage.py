@@ -8,7 +8,8 @@ Two kinds of numbers
     call meets the entries of several scopes at once. Objects that share a provider show the same sums.
 
 Over several gates a bucket is as full as it is in the gate where it is fullest, since each gate counts its own calls;
-calls in flight and the sums of five minutes are added up.
+calls in flight and the sums of five minutes are added up. Gates for which a shared store decides all tell what that
+store counts, each as of a moment of its own: of their calls in flight the largest number speaks for all.
 """
 
 from __future__ import annotations
@@ -16,8 +17,9 @@ from __future__ import annotations
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
+from itertools import chain
 from typing import Any, Final, TypeAlias
 
 from sluice.config.status_schema import LONGEST_SUBJECT, MOST_HOTTEST, MOST_PRESSED
@@ -26,7 +28,7 @@ from sluice.core.keys import OVERFLOW_SHOWN, BucketKey, Scope
 from sluice.core.limits import MAX_COUNT, Cap
 from sluice.core.rules import Rule, governing
 from sluice_operator.planning.forms import Form
-from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Use
+from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Report, Use
 from sluice_operator.planning.state import Gate
 
 RECENT_SECONDS: Final = 300
@@ -62,7 +64,9 @@ class Usage:
     complete: bool
     """Every gate has."""
     storeless: Sequence[str]
-    """Pods whose gates do not reach the store of their counts."""
+    """Pods whose gates cannot use the store that they share with others."""
+    unsaved: Sequence[str]
+    """Pods whose gates count in memory, and cannot save it."""
     buckets: Mapping[str, Sequence[Bucket]]
     """By the uid of the object."""
     recent: Mapping[str, Recent]
@@ -72,19 +76,20 @@ class Usage:
 def gather(gates: Sequence[Gate], forms: Iterable[Form]) -> Usage:
     """Sort what the gates reported by the objects that own these forms."""
     answers = [gate.report for gate in gates if gate.report]
-    storeless = [gate.pod for gate in gates if gate.report and not gate.report.store_healthy]
+    ill = [(gate.pod, gate.report.store) for gate in gates if gate.report and not gate.report.store.healthy]
+    storeless = [pod for pod, store in ill if store.is_shared]
+    unsaved = [pod for pod, store in ill if not store.is_shared]
     whose = _Owners(forms)
     buckets: dict[str, list[Bucket]] = {}
     # The fullest first: they are what is shown, if there are more than can be looked at.
-    merged = _merged(each for report in answers for each in report.buckets)
-    for bucket in sorted(merged, key=_fullness, reverse=True):
+    for bucket in sorted(_merged(answers), key=_fullness, reverse=True):
         if owner := whose.owner(bucket.key):
             buckets.setdefault(owner, []).append(bucket)
     recent: dict[str, Recent] = {}
     for report in answers:
         for provider, part in report.recent.items():
             recent[provider] = _sum(recent[provider], part) if provider in recent else part
-    return Usage(bool(answers), len(answers) == len(gates), storeless, buckets, recent)
+    return Usage(bool(answers), len(answers) == len(gates), storeless, unsaved, buckets, recent)
 
 
 class _Owners:
@@ -118,17 +123,29 @@ class _Owners:
         return self._uids[rule] if rule else None
 
 
-def _merged(reports: Iterable[BucketReport]) -> list[Bucket]:
+def _merged(reports: Iterable[Report]) -> list[Bucket]:
+    """The buckets of all gates, by name. What several gates tell of one store is made one before anything is added."""
+    alone: list[BucketReport] = []
+    shared: dict[tuple[str, str, str], list[BucketReport]] = {}
+    for report in reports:
+        counter = report.store.counter
+        (alone if counter is None else shared.setdefault(counter, [])).extend(report.buckets)
+    parts: Iterable[Bucket | BucketReport] = chain(alone, *(_united(each, max) for each in shared.values()))
+    return sorted(_united(parts, _added), key=lambda bucket: bucket.key)
+
+
+def _united(parts: Iterable[Bucket | BucketReport], both: Callable[[int, int], int]) -> Iterable[Bucket]:
+    """One bucket of each name, whose calls in flight are `both` of every two."""
     buckets: dict[BucketKey, Bucket] = {}
-    for each in reports:
+    for each in parts:
         known = buckets.get(each.key)
         buckets[each.key] = Bucket(
             each.key,
-            _added(known.in_flight if known else 0, each.in_flight),
+            both(known.in_flight if known else 0, each.in_flight),
             _fuller(known.uses, each.uses) if known else each.uses,
             _later(known.last_refusal if known else None, each.last_refusal),
         )
-    return sorted(buckets.values(), key=lambda bucket: bucket.key)
+    return buckets.values()
 
 
 def _fuller(one: Mapping[Cap, Use], other: Mapping[Cap, Use]) -> dict[Cap, Use]:

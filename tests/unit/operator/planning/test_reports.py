@@ -9,7 +9,7 @@ import pytest
 
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import Cap
-from sluice_operator.planning.reports import BadReport, BucketReport, Recent, Refusal, Report, Use, read_report
+from sluice_operator.planning.reports import BadReport, BucketReport, Recent, Refusal, Report, Store, Use, read_report
 
 BUCKET = {
     "provider": "openai",
@@ -57,7 +57,7 @@ def test_a_status_is_read() -> None:
     assert read_report(json.dumps(STATUS).encode()) == Report(
         files=frozenset({"ab" * 32}),
         problems=1,
-        store_healthy=False,
+        store=Store(healthy=False),
         buckets=(
             BucketReport(
                 BucketKey("openai", Scope.USER, "alice", "gpt-4*,gpt-5*"),
@@ -81,8 +81,46 @@ def test_a_gate_of_another_version_is_understood() -> None:
     older = {"configuration": {"generation": 1, "problems": []}, "buckets": []}
     newer = changed("buckets.0.windows.requestsPerYear", {"limit": 1, "used": 1})
 
-    assert read_report(json.dumps(older).encode()) == Report(frozenset(), 0, store_healthy=True, buckets=(), recent={})
+    assert read_report(json.dumps(older).encode()) == Report(frozenset(), 0, Store(), buckets=(), recent={})
     assert read_report(json.dumps(newer | {"mood": "good"}).encode()) == read_report(json.dumps(STATUS).encode())
+
+
+def test_the_store_that_gates_share_is_read() -> None:
+    store = {
+        "kind": "redis",
+        "address": "redis://r:6379",
+        "prefix": "team",
+        "mode": "Local",
+        "healthy": False,
+        "secondsInMode": 1.5,
+        "gates": 3,
+        "modeChanges": 2,
+        "decisions": {"Shared": 7, "Local": 1},
+        "problem": "timed out",
+    }
+
+    assert read_report(json.dumps(changed("store", store)).encode()).store == Store(
+        healthy=False, kind="redis", address="redis://r:6379", prefix="team", mode="Local"
+    )
+
+
+@pytest.mark.parametrize(
+    ("store", "counter"),
+    [
+        (Store(), None),
+        (Store(mode="Shared"), None),
+        (Store(kind="redis", address="redis://r:6379", prefix="team", mode="Local"), None),
+        (Store(kind="redis", address="redis://r:6379", prefix="team", mode="SomethingNewer"), None),
+        (
+            Store(kind="redis", address="redis://r:6379", prefix="team", mode="Shared"),
+            ("redis", "redis://r:6379", "team"),
+        ),
+    ],
+)
+def test_a_gate_tells_a_store_s_counts_only_while_the_store_decides(
+    store: Store, counter: tuple[str, str, str] | None
+) -> None:
+    assert store.counter == counter
 
 
 @pytest.mark.parametrize(
@@ -129,6 +167,10 @@ def test_a_count_is_an_integer_that_64_bits_hold(path: str, value: Any) -> None:
         ("configuration.files", dict.fromkeys(map(str, range(1001)), "x"), "has more than 1000 files"),
         ("configuration.problems", {}, "has a wrong problems: it must be a list"),
         ("store.healthy", 1, "has a wrong healthy: it must be true or false"),
+        ("store.kind", None, "has a wrong kind: it must be text of at most 512 characters"),
+        ("store.address", "x" * 513, "has a wrong address: it must be text of at most 512 characters"),
+        ("store.prefix", 1, "has a wrong prefix: it must be text of at most 512 characters"),
+        ("store.mode", ["Shared"], "has a wrong mode: it must be text of at most 512 characters"),
         ("recent.providers", {str(number): {} for number in range(1001)}, "has more than 1000 providers"),
         ("buckets", [BUCKET] * 101, "has more than 100 buckets"),
         ("buckets.0.scope", "Team", "has a wrong scope: it must be one of User, Org, Project"),

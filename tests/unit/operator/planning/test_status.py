@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from dataclasses import fields
+from dataclasses import fields, replace
 from typing import Any
 
 import pytest
@@ -12,9 +12,16 @@ from helpers.namespace import Namespace, entry, limits_object
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.limits import Cap
 from sluice_operator.planning.plan import Plan
-from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Use
+from sluice_operator.planning.reports import BucketReport, Recent, Refusal, Store, Use
 
 USER, ORG = Scope.USER, Scope.ORG
+ONE = Store(kind="redis", address="redis://r:6379", prefix="team", mode="Shared")
+OTHERS = (
+    replace(ONE, prefix="crew"),
+    replace(ONE, address="redis://s:6379"),
+    replace(ONE, kind="newer"),
+)
+AWAY = replace(ONE, healthy=False, mode="Local")
 
 
 def bucket(
@@ -98,6 +105,34 @@ def test_windows_are_those_of_the_fullest_bucket_and_sums_are_of_all_gates() -> 
         "underestimated": "10%",
     }
     assert status["provider"] == {"throttled": 1, "lastStatus": 429}
+
+
+def test_what_one_store_counts_is_told_once_and_what_each_gate_does_is_added() -> None:
+    first = {"store": ONE, "buckets": (bucket("alice", 41, in_flight=5),), "recent": {"openai": Recent(admitted=30)}}
+    second = {"store": ONE, "buckets": (bucket("alice", 40, in_flight=6),), "recent": {"openai": Recent(admitted=20)}}
+
+    usage = shown(entry(), gates=(first, second))["usage"]
+
+    assert (usage["inFlight"], usage["requestsPerMinute"], usage["admitted"]) == (6, "41/60", 50)
+
+
+@pytest.mark.parametrize("other", [AWAY, Store(), *OTHERS])
+def test_what_a_gate_counts_alone_or_another_store_is_added_to_what_a_store_counts(other: Store) -> None:
+    stores = (ONE, other, ONE, other)
+    answers = tuple({"store": each, "buckets": (bucket("alice", 1, in_flight=2),)} for each in stores)
+
+    together = 4 if other in OTHERS else 6
+    assert shown(entry(), gates=answers)["usage"]["inFlight"] == together
+
+
+def test_a_slot_of_a_shared_store_is_shown_once() -> None:
+    full = bucket("alice", 1, in_flight=2, max_concurrent=Use(2, 2))
+    answer = {"store": ONE, "buckets": (full,)}
+
+    status = shown(entry(maxConcurrent=2), gates=(answer, answer))
+
+    assert status["usage"]["inFlight"] == 2
+    assert [(each["cap"], each["used"]) for each in status["hottest"]] == [("maxConcurrent", 2)]
 
 
 def test_a_provider_that_nobody_calls_shows_its_caps_unused() -> None:
@@ -367,7 +402,7 @@ def test_trouble_and_its_end_are_told_and_good_health_is_not() -> None:
     told = []
     for healthy, throttled in ((True, 0), (False, 2), (True, 0)):
         namespace.answer("gate-a")
-        namespace.answer("gate-b", store_healthy=healthy, recent={"openai": Recent(throttled=throttled)})
+        namespace.answer("gate-b", store=Store(healthy=healthy), recent={"openai": Recent(throttled=throttled)})
         told.append([(event.kind, event.reason) for event in namespace.round().events])
 
     assert told == [
@@ -375,6 +410,42 @@ def test_trouble_and_its_end_are_told_and_good_health_is_not() -> None:
         [("Warning", "StoreAway"), ("Warning", "Throttled")],
         [("Normal", "StoreHealthy"), ("Normal", "NotThrottled")],
     ]
+
+
+SHARED_AWAY = (
+    "The store that gates share cannot be used by {}: see the gate's log. Until it can, each decides alone, as the "
+    "failurePolicy of each limit says."
+)
+UNSAVED = (
+    "The counts of {} are not saved: see the gate's log. Limits hold meanwhile; a restart would forget what was "
+    "counted since."
+)
+
+
+@pytest.mark.parametrize(
+    ("stores", "verdict", "message"),
+    [
+        ((ONE, Store(), ONE), ("True", "StoreHealthy"), "Every gate that answers reaches the store of its counts."),
+        ((AWAY, ONE, AWAY), ("False", "StoreAway"), SHARED_AWAY.format("gate-a, gate-c")),
+        ((ONE, Store(healthy=False), ONE), ("False", "StoreAway"), UNSAVED.format("gate-b")),
+        (
+            (Store(healthy=False), ONE, AWAY),
+            ("False", "StoreAway"),
+            f"{SHARED_AWAY.format('gate-c')} {UNSAVED.format('gate-a')}",
+        ),
+    ],
+)
+def test_gates_without_their_store_are_named_with_what_happens_meanwhile(
+    stores: tuple[Store, ...], verdict: tuple[str, str], message: str
+) -> None:
+    namespace = Namespace(limits_object("openai", entry()), gates=["gate-a", "gate-b", "gate-c"])
+    namespace.round()
+    for pod, store in zip(tuple(namespace.gates), stores, strict=True):
+        namespace.answer(pod, store=store)
+    namespace.round()
+
+    assert namespace.verdict("openai", "StoreHealthy") == verdict
+    assert namespace.condition("openai", "StoreHealthy")["message"] == message
 
 
 def test_numbers_that_no_json_reader_holds_are_bounded() -> None:

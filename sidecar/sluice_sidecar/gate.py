@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from types import MappingProxyType
+from typing import Protocol
 
 from sluice.config.merge import Configuration, Provider
 from sluice.config.types import SubjectSource
@@ -15,7 +16,10 @@ from sluice.core.decisions import Refusal
 from sluice.core.engine import Engine
 from sluice.core.keys import Scope
 from sluice.core.permits import Call, Permit, Waiter
+from sluice.core.rules import RuleBook
+from sluice.core.states import BucketState, Summary
 from sluice.core.windows import NEVER
+from sluice.core.words import Feedback
 from sluice.usage.counting import Scale, scale_of
 from sluice.usage.learning import Kind, Learner, Lesson
 from sluice.usage.word import Dialect
@@ -45,6 +49,26 @@ class Policy:
     """How the provider speaks of its own limits."""
 
 
+class Store(Protocol):
+    """The buckets that several gates share."""
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for room there."""
+
+    async def acquire(self, call: Call) -> Permit | Refusal:
+        """See `Gate.acquire`."""
+
+    def apply(self, rules: RuleBook, providers: Iterable[str]) -> None:
+        """Put rules in force, here as well as in the engine."""
+
+    def heard(self, permit: Permit, feedback: Feedback) -> None:
+        """The provider has spoken of its own limits: the other gates should know."""
+
+    async def pictures(self, states: Iterable[BucketState]) -> list[BucketState]:
+        """The same buckets, as all gates together have used them."""
+
+
 class Gate:
     """One engine and the configuration in force. All of it belongs to one event loop.
 
@@ -56,6 +80,9 @@ class Gate:
         self.clock = clock
         self.learner = Learner()
         self.policies: Mapping[str, Policy] = MappingProxyType({})
+        self.store: Store | None = None
+        """None: what this gate counts is all there is."""
+        self._queued: dict[Waiter, asyncio.Future[Permit | Refusal | None]] = {}
         self._timer: asyncio.TimerHandle | None = None
         self._armed = NEVER
         self._housekeeper: asyncio.Task[None] | None = None
@@ -75,7 +102,10 @@ class Gate:
             }
         )
         self.learner.keep(frozenset(self.policies))
-        self.engine.swap(configuration.rules, self.clock())
+        if self.store is None:
+            self.engine.swap(configuration.rules, self.clock())
+        else:
+            self.store.apply(configuration.rules, configuration.providers)
         self.rearm()
 
     def start(self) -> None:
@@ -95,12 +125,21 @@ class Gate:
 
         A caller that is cancelled while it waits has consumed nothing and holds nothing.
         """
-        outcome = self.engine.acquire(call, self.clock())
+        if self.store is not None and call.applied:
+            return await self.store.acquire(call)
+        outcome = await self.acquire_here(call)
+        assert outcome is not None  # noqa: S101 - for the type checker: only a store recalls
+        return outcome
+
+    async def acquire_here(self, call: Call, *, tell: bool = True) -> Permit | Refusal | None:
+        """As the engine decides: see `Engine.acquire`. None if it was to be decided otherwise meanwhile (`recall`)."""
+        outcome = self.engine.acquire(call, self.clock(), tell=tell)
         if not isinstance(outcome, Waiter):
             return outcome
         waiter = outcome
-        told: asyncio.Future[Permit | Refusal] = asyncio.get_running_loop().create_future()
+        told: asyncio.Future[Permit | Refusal | None] = asyncio.get_running_loop().create_future()
         waiter.notify = lambda verdict: None if told.done() else told.set_result(verdict)
+        self._queued[waiter] = told
         self.rearm()
         try:
             return await told
@@ -108,6 +147,27 @@ class Gate:
             self.engine.cancel(waiter, self.clock())
             self.rearm()
             raise
+        finally:
+            del self._queued[waiter]
+
+    def recall(self) -> None:
+        """Take back whoever waits in the engine's queues."""
+        for waiter, told in tuple(self._queued.items()):
+            if not told.done():
+                self.engine.cancel(waiter, self.clock())
+                told.set_result(None)
+
+    def hear(self, permit: Permit, feedback: Feedback) -> None:
+        """The provider has spoken of its own limits."""
+        self.engine.hear(permit, feedback, self.clock())
+        self.rearm()
+        if self.store is not None:
+            self.store.heard(permit, feedback)
+
+    def summary(self) -> Summary:
+        """The totals, and how many calls wait or are in flight now."""
+        summary = self.engine.summary()
+        return summary if self.store is None else replace(summary, queued=summary.queued + self.store.queued)
 
     def learn(self, kind: Kind, lesson: Lesson) -> None:
         """A call has ended well: whatever is in force, later ones may be judged by it."""

@@ -226,12 +226,16 @@ def _counted(hits: int, unit: str | None) -> Demand:
 def _describe(status: Any, permit: Permit, now: int) -> None:
     """Fill a status with the enforced cap that has the smallest share left: the one to watch."""
     least, tightest = 2.0, None
+    counted = None if permit.counted is None else iter(permit.counted)
     for bucket in permit.buckets:
-        for window in () if bucket.is_shadow else bucket.windows + bucket.parts:
-            cap, used = window.first_limit, window.first
+        for window in bucket.windows + bucket.parts:
+            first, second = (window.first, window.second) if counted is None else (next(counted, 0), next(counted, 0))
+            if bucket.is_shadow:
+                continue
+            cap, used = window.first_limit, first
             if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
                 least, tightest = share, (bucket, window, 0, cap, used)
-            cap, used = window.second_limit, window.second
+            cap, used = window.second_limit, second
             if cap != NEVER and (share := (cap - used) / (cap or 1)) < least:
                 least, tightest = share, (bucket, window, 1, cap, used)
     if tightest is None:

@@ -148,7 +148,7 @@ def everything(engine: Engine, now: int) -> dict[str, Any]:
     counted = {name: getattr(totals, name) for name in totals.__slots__ if "reject" not in name}
     buckets = {key: _contents(bucket) for key, bucket in engine._buckets.items() if bucket.admitted or bucket.queue}
     held = {
-        "waiting": tuple(engine._waiters),
+        "waiting": tuple(engine._waiters.by_ticket),
         "in flight": engine._in_flight,
         "unclaimed": tuple(engine._unclaimed),
         "expired": tuple(engine._expired),

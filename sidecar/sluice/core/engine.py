@@ -20,13 +20,12 @@ Theory of operation
 
 State
     `_buckets`, and `_upstreams` (see `sluice.core.upstream`); per bucket its windows, `in_flight` and `queue`;
-    `_unclaimed` and `_expired` permits; `_wakes`. All of it changes under one lock, in the public functions here. Time
-    is an argument; a `now` before one already seen counts as that one, so a clock that steps back breaks nothing.
+    `_waiters`; `_unclaimed` and `_expired` permits. All of it changes under one lock, in the public functions here.
+    Time is an argument; a `now` before one already seen counts as that one, so a clock that steps back breaks nothing.
 """
 
 from __future__ import annotations
 
-import heapq
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
@@ -43,6 +42,7 @@ from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Summary, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
 from sluice.core.upstream import Upstreams, UpstreamState, marks_of
+from sluice.core.waiting import Waiters
 from sluice.core.windows import NEVER
 from sluice.core.words import Feedback
 
@@ -52,8 +52,6 @@ REFUSALS_SEEN: Final = 10 * MINUTE
 """How long the last refusal of a bucket can be seen if nothing else keeps the bucket."""
 REMEMBERED: Final = 4096
 """Expired permits that a late claim can still settle."""
-SLACK: Final = 64
-"""Entries of `_wakes` that may be out of date before it is worth tidying up."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,9 +86,7 @@ class Engine:
         self._now = -NEVER
         self._buckets: dict[BucketKey, Bucket] = {}
         self._sweep = Sweep(SWEEP)
-        self._tickets = 0
-        self._waiters: dict[int, Waiter] = {}
-        self._wakes: list[tuple[int, int, Waiter]] = []
+        self._waiters = Waiters()
         self._leases = 0
         self._in_flight = 0
         self._unclaimed: dict[str, Permit] = {}
@@ -99,11 +95,19 @@ class Engine:
         self._totals = Totals()
         self.assumed_until: int | None = None
         """Every bucket is made as if its caps had been used up evenly until then; None: as if nothing had been used."""
+        self.counts_only = False
+        """True: whether limits have room is decided elsewhere, for all gates; what this one admits is counted here.
+
+        Whoever sets it sees to it that nobody waits.
+        """
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
-    def acquire(self, call: Call, now: int) -> Permit | Refusal | Waiter:
-        """Admit the call, refuse it, or put it into the queue. Amounts count as if they were from 0 to `MAX_AMOUNT`."""
+    def acquire(self, call: Call, now: int, *, tell: bool = True) -> Permit | Refusal | Waiter:
+        """Admit the call, refuse it, or put it into the queue. Amounts count as if they were from 0 to `MAX_AMOUNT`.
+
+        Without `tell` a call that is admitted is counted, but nobody is told of it until `confirm` or `withdraw`.
+        """
         with self._lock:
             now = self._advance_clock(now)
             if not call.applied:
@@ -115,17 +119,37 @@ class Engine:
             buckets = tuple([self._bucket(key, limits) for key, limits, _ in call.applied])
             if self._upstreams.buckets:
                 buckets += self._upstreams.touched(call)
-            for bucket in buckets:
+            for bucket in buckets[len(call.applied) :] if self.counts_only else buckets:
                 if not bucket.admits(now, demand):
-                    return self._consider_newcomer(call, buckets, now)
-            return self._admit(call, buckets, now, 0)
+                    return self._consider_newcomer(call, buckets, now, tell=tell)
+            return self._admit(call, buckets, now, 0, tell=tell)
+
+    def confirm(self, permit: Permit, now: int, waited: int) -> None:
+        """A call that was admitted without telling anybody goes out, after so many ns: now it can be claimed."""
+        with self._lock:
+            now = self._advance_clock(now)
+            permit.waited = waited
+            self._tell(permit, now)
+
+    def refuse(self, call: Call, refusal: Refusal, now: int, waited: int) -> Refusal:
+        """Somebody else has refused the call, in a bucket that it touches."""
+        with self._lock:
+            self._advance_clock(now)
+            for key, limits, _ in call.applied:
+                self._bucket(key, limits)
+            return self._refuse(call, refusal, waited)
+
+    def tell_shadow(self, call: Call, obstacles: Sequence[tuple[Bucket, Obstacle]], now: int) -> None:
+        """Somebody else has let the call pass, though limits in shadow mode had no room for it."""
+        with self._lock:
+            self._tell_shadow(call, obstacles, self._advance_clock(now))
 
     def cancel(self, waiter: Waiter, now: int) -> None:
         """The caller has left the queue: it has consumed nothing, also if it was admitted just before."""
         with self._lock:
             now = self._advance_clock(now)
             if waiter.pending:
-                self._dequeue(waiter)
+                self._waiters.leave(waiter)
                 self._pump(waiter.buckets, now)
             elif isinstance(waiter.outcome, Permit):
                 self.withdraw(waiter.outcome, now)
@@ -150,7 +174,11 @@ class Engine:
             for upstream, mark in permit.marks:
                 upstream.give_back(demand, mark)
             self._in_flight -= demand.slots
-            self._telemetry.released(permit)
+            if permit.elsewhere is not None:
+                permit.elsewhere.amend(-demand.requests, NO_CHARGE)
+                permit.elsewhere.free()
+            if permit.is_told:
+                self._telemetry.released(permit)
             self._pump(permit.buckets, now)
 
     def claim(self, lease: str, now: int) -> Permit | None:
@@ -197,6 +225,8 @@ class Engine:
             for windows in permit.windows:
                 for window in windows:
                     window.amend(permit.admitted_at, failed, 0)
+            if permit.elsewhere is not None:
+                permit.elsewhere.amend(failed, NO_CHARGE)
 
     def hear(self, permit: Permit, feedback: Feedback, now: int) -> None:
         """Take what the provider's answer to this call says of the provider's own limits."""
@@ -206,7 +236,7 @@ class Engine:
             if upstream is None:
                 return
             if is_new:
-                self._upstreams.stop(self._waiters.values(), upstream)
+                self._upstreams.stop(self._waiters.by_ticket.values(), upstream)
             if is_paused and upstream.queue is not None:
                 for waiter in tuple(upstream.queue.waiters.values()):
                     self._pump(self._reconsider(waiter, now) if waiter.pending else (), now)
@@ -219,10 +249,8 @@ class Engine:
         with self._lock:
             now = self._advance_clock(now)
             self._expire(now)
-            while self._wakes and self._wakes[0][0] <= now:
-                wake, _, waiter = heapq.heappop(self._wakes)
-                if waiter.pending and waiter.wake == wake:
-                    self._pump(self._reconsider(waiter, now), now)
+            for waiter in self._waiters.due(now):
+                self._pump(self._reconsider(waiter, now), now)
             self._forget_idle(now)
             self._upstreams.forget_idle(now)
 
@@ -233,19 +261,14 @@ class Engine:
         Leases and idle buckets want it a few times a second besides.
         """
         with self._lock:
-            while self._wakes:
-                wake, _, waiter = self._wakes[0]
-                if waiter.pending and waiter.wake == wake:
-                    return wake
-                heapq.heappop(self._wakes)
-            return NEVER
+            return self._waiters.next_wake
 
     def swap(self, rules: RuleBook, now: int) -> None:
         """Put other rules in force. Counts, permits and queues stay; whoever waits is looked at again at once."""
         with self._lock:
             now = self._advance_clock(now)
             self.rules = rules
-            waiters = list(self._waiters.values())
+            waiters = list(self._waiters.by_ticket.values())
             for bucket in {bucket for waiter in waiters for bucket in waiter.buckets}:
                 self._refresh(bucket)
             for waiter in waiters:
@@ -317,30 +340,40 @@ class Engine:
         if bucket.limits is not limits:
             bucket.apply(limits)
 
-    def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int) -> Permit:
+    def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int, *, tell: bool = True) -> Permit:
         demand = call.demand
         for bucket in buckets:
             bucket.charge(now, demand)
         self._leases += 1
         permit = Permit(self, f"{self.settings.name}{self._leases}", call, buckets, now, waited)
-        permit.deadline = now + self.settings.lease
         if self._upstreams.buckets:
             permit.marks = marks_of(permit)
-        self._unclaimed[permit.lease] = permit
         self._in_flight += demand.slots
         self._totals.admitted += 1
-        self._telemetry.acquired(permit)
+        if tell:
+            self._tell(permit, now)
+        else:
+            permit.is_told = False
         return permit
+
+    def _tell(self, permit: Permit, now: int) -> None:
+        permit.is_told = True
+        permit.deadline = now + self.settings.lease
+        self._unclaimed[permit.lease] = permit
+        self._telemetry.acquired(permit)
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1
-        (self._buckets.get(refusal.key) or self._upstreams.buckets[refusal.key]).refuse(self._now, refusal)
+        bucket = self._buckets.get(refusal.key) or self._upstreams.buckets.get(refusal.key)
+        if bucket is not None:  # else it is one of those that share the overflow's
+            bucket.refuse(self._now, refusal)
         self._telemetry.rejected(call, refusal, waited)
         return refusal
 
-    def _consider_newcomer(self, call: Call, buckets: tuple[Bucket, ...], now: int) -> Permit | Refusal | Waiter:
-        self._tickets += 1
-        waiter = Waiter(call, buckets, self._tickets, now)
+    def _consider_newcomer(
+        self, call: Call, buckets: tuple[Bucket, ...], now: int, *, tell: bool
+    ) -> Permit | Refusal | Waiter:
+        waiter = self._waiters.newcomer(call, buckets, now, tell=tell)
         verdict = self._verdict(waiter, now)
         if verdict is None and self._is_full(waiter):
             bucket, obstacle = self._obstacles(waiter, now)[0]
@@ -349,10 +382,7 @@ class Engine:
             return self._refuse(call, verdict, 0)
         if verdict is not None:
             return verdict
-        for bucket in buckets:
-            bucket.join(waiter)
-        self._waiters[waiter.ticket] = waiter
-        self._stay(waiter)
+        self._waiters.join(waiter)
         return waiter
 
     def _is_full(self, waiter: Waiter) -> bool:
@@ -366,8 +396,8 @@ class Engine:
         """Settle a waiting call if it can be settled now. Returns the buckets where those behind it may get on."""
         verdict = self._verdict(waiter, now)
         if verdict is None:
-            return self._stay(waiter)
-        self._dequeue(waiter)
+            return self._waiters.stay(waiter)
+        self._waiters.leave(waiter)
         waiter.outcome = verdict
         if isinstance(verdict, Refusal):
             self._refuse(waiter.call, verdict, now - waiter.arrived)
@@ -378,7 +408,7 @@ class Engine:
     def _obstacles(self, waiter: Waiter, now: int, *, shadow: bool = False) -> list[tuple[Bucket, Obstacle]]:
         """What stands in the way now, with those ahead in the queues served first."""
         found = []
-        for bucket in waiter.buckets:
+        for bucket in waiter.buckets[len(waiter.call.applied) :] if self.counts_only else waiter.buckets:
             if bucket.is_shadow is shadow:
                 ahead = bucket.kept_back(waiter.ticket)
                 found += [(bucket, obstacle) for obstacle in bucket.obstacles(now, waiter.call.demand, ahead)]
@@ -388,32 +418,12 @@ class Engine:
         """Admitted, refused, or None for: it waits (then `deadline` and `wake` say until when)."""
         obstacles = self._obstacles(waiter, now)
         if not obstacles:
-            self._tell_shadow(waiter, now)
-            return self._admit(waiter.call, waiter.buckets, now, now - waiter.arrived)
-        for bucket, obstacle in obstacles:
-            if obstacle.clears_at == NEVER:
-                return obstacle.refusal(Reason.OVERSIZED_REQUEST, bucket.key, None)
-        clears_at = max((o.clears_at for _, o in obstacles if o.clears_at is not None), default=now)
-        retry_after = clears_at - now if clears_at > now else None
-        waiter.blocked_by = tuple(bucket for bucket, _ in obstacles)
-        waiter.deadline = min(waiter.latest(bucket) for bucket in waiter.blocked_by)
-        for bucket, obstacle in obstacles:
-            if obstacle.clears_at is None and waiter.latest(bucket) <= now:
-                return obstacle.refusal(Reason.NO_FREE_SLOT, bucket.key, retry_after)
-        late = [
-            (obstacle.clears_at, bucket, obstacle)
-            for bucket, obstacle in obstacles
-            if obstacle.clears_at is not None and obstacle.clears_at > waiter.latest(bucket)
-        ]
-        if late:
-            _, bucket, obstacle = max(late, key=lambda found: found[0])
-            return obstacle.refusal(obstacle.reason, bucket.key, retry_after)
-        waiter.wake = min([waiter.deadline, *(o.clears_at for _, o in obstacles if o.clears_at is not None)])
-        return None
+            self._tell_shadow(waiter.call, self._obstacles(waiter, now, shadow=True), now)
+            return self._admit(waiter.call, waiter.buckets, now, now - waiter.arrived, tell=waiter.tell)
+        return waiter.judge(obstacles, now)
 
-    def _tell_shadow(self, waiter: Waiter, now: int) -> None:
+    def _tell_shadow(self, call: Call, obstacles: Sequence[tuple[Bucket, Obstacle]], now: int) -> None:
         """Say once of a call what a limit in shadow mode had no room for: its worst obstacle."""
-        obstacles = self._obstacles(waiter, now, shadow=True)
         if not obstacles:
             return
         bucket, obstacle = max(obstacles, key=lambda found: -1 if found[1].clears_at is None else found[1].clears_at)
@@ -423,34 +433,9 @@ class Engine:
         after = None if obstacle.clears_at in (None, NEVER) else obstacle.clears_at - now
         refusal = obstacle.refusal(reason, bucket.key, after)
         self._totals.would_reject += 1
-        bucket.would_reject += 1
-        bucket.last_refusal = (now, refusal)
-        self._telemetry.would_reject(waiter.call, refusal)
-
-    def _stay(self, waiter: Waiter) -> list[Bucket]:
-        """It goes on waiting, for room in the buckets it is blocked by. Returns those that have room for it by now."""
-        cleared = []
-        for bucket in waiter.buckets:
-            if bucket.queue is None:
-                continue
-            if bucket in waiter.blocked_by:
-                bucket.queue.block(waiter.ticket)
-            elif bucket.queue.unblock(waiter.ticket):
-                cleared.append(bucket)
-        heapq.heappush(self._wakes, (waiter.wake, waiter.ticket, waiter))
-        if len(self._wakes) > 2 * len(self._waiters) + SLACK:
-            self._wakes = [(other.wake, ticket, other) for ticket, other in self._waiters.items()]
-            heapq.heapify(self._wakes)
-        return cleared
-
-    def _dequeue(self, waiter: Waiter) -> None:
-        waiter.pending = False
-        del self._waiters[waiter.ticket]
-        for bucket in waiter.buckets:
-            if bucket.queue is not None:
-                bucket.queue.leave(waiter)
-                if not bucket.queue.waiters:
-                    bucket.queue = None
+        self._buckets[bucket.key].would_reject += 1
+        self._buckets[bucket.key].last_refusal = (now, refusal)
+        self._telemetry.would_reject(call, refusal)
 
     def _pump(self, buckets: Iterable[Bucket], now: int) -> None:
         """Room may have come in these buckets: look at those blocked there, in order of arrival, while there is some.
@@ -463,7 +448,7 @@ class Engine:
             ticket = min(NEVER if b.queue is None else b.queue.next_blocked(ticket) for b in roomy)
             if ticket == NEVER:
                 return
-            waiter = self._waiters[ticket]
+            waiter = self._waiters.by_ticket[ticket]
             roomy.update(self._reconsider(waiter, now))
             if waiter.pending:
                 # Those behind it find no more room than it did.
@@ -478,6 +463,8 @@ class Engine:
         self._in_flight -= slots
         for bucket in permit.buckets:
             bucket.in_flight -= slots
+        if permit.elsewhere is not None:
+            permit.elsewhere.free()
 
     def _expire(self, now: int) -> None:
         due = list(takewhile(lambda permit: permit.deadline <= now, self._unclaimed.values()))

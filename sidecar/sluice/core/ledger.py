@@ -34,8 +34,10 @@ def rebook(permit: Permit, actual: Charge) -> bool:
             for window in windows:
                 window.amend(permit.admitted_at, 0, difference)
     is_lower = difference < 0
-    if permit.parts:
+    if permit.parts or permit.elsewhere is not None:
         of_input, of_output = actual.input_tokens - permit.input_tokens, actual.output_tokens - permit.output_tokens
+        if permit.elsewhere is not None:
+            permit.elsewhere.amend(0, Charge(difference, of_input, of_output))
         for window in permit.parts:
             window.amend(permit.admitted_at, of_input, of_output)
         is_lower = is_lower or of_input < 0 or of_output < 0

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from enum import StrEnum
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
-from sluice.core.buckets import Bucket, Charge, Demand
-from sluice.core.decisions import Refusal
+from sluice.core.buckets import Bucket, Charge, Demand, Obstacle
+from sluice.core.decisions import Reason, Refusal
 from sluice.core.keys import BucketKey, Scope
 from sluice.core.rules import Applied
 from sluice.core.windows import NEVER, SlidingWindow
@@ -43,6 +43,16 @@ class Settled(StrEnum):
     """The call failed, and the provider does not count it."""
 
 
+class Elsewhere(Protocol):
+    """Where a permit is booked besides the engine: told of every change, inside the engine, which it must not call."""
+
+    def amend(self, requests: int, charge: Charge) -> None:
+        """What is booked has changed by so much."""
+
+    def free(self) -> None:
+        """The slots are free."""
+
+
 class Permit:
     """The right to one call: a slot and a reservation in every bucket it touches.
 
@@ -50,8 +60,9 @@ class Permit:
     A permit without buckets (nothing limits the call) is inert: it does nothing, and costs nothing.
     """
 
-    __slots__ = ("_engine", "admitted_at", "buckets", "call", "deadline", "estimate", "input_tokens", "lease", "marks",
-                 "output_tokens", "parts", "released", "settled", "tokens", "waited", "windows")  # fmt: skip
+    __slots__ = ("_engine", "admitted_at", "buckets", "call", "counted", "deadline", "elsewhere", "estimate",
+                 "input_tokens", "is_told", "lease", "marks", "output_tokens", "parts", "released", "settled", "tokens",
+                 "waited", "windows")  # fmt: skip
 
     def __init__(
         self, engine: Engine, lease: str, call: Call, buckets: tuple[Bucket, ...], admitted_at: int, waited: int
@@ -79,6 +90,12 @@ class Permit:
         self.released = False
         self.marks: tuple[tuple[Upstream, Demand], ...] = ()
         """What each upstream bucket that it touches had taken just after it was admitted."""
+        self.is_told = True
+        """False as long as the engine has admitted it for a caller who may still take it back, and told nobody."""
+        self.elsewhere: Elsewhere | None = None
+        self.counted: tuple[int, ...] | None = None
+        """Where the store of all gates has admitted it: what each of its windows counted then, the two amounts of each
+        window of calls and of parts, bucket by bucket. None: what its own windows count is all."""
 
     @property
     def keys(self) -> tuple[BucketKey, ...]:
@@ -115,12 +132,17 @@ class Waiter:
         "notify",
         "outcome",
         "pending",
+        "tell",
         "ticket",
         "wake",
     )
 
-    def __init__(self, call: Call, buckets: tuple[Bucket, ...], ticket: int, arrived: int) -> None:
+    def __init__(
+        self, call: Call, buckets: tuple[Bucket, ...], ticket: int, arrived: int, *, tell: bool = True
+    ) -> None:
         self.call = call
+        self.tell = tell
+        """As `Engine.acquire` was told."""
         self.buckets = buckets
         self.ticket = ticket
         self.arrived = arrived
@@ -142,3 +164,26 @@ class Waiter:
         if bucket.key.scope is Scope.PROVIDER:  # nobody's limit: as long as the most patient of the call's own
             wait = max(each.limits.max_wait for each in self.buckets)
         return self.arrived + min(wait, self.call.patience)
+
+    def judge(self, obstacles: Sequence[tuple[Bucket, Obstacle]], now: int) -> Refusal | None:
+        """Refused by what stands in its way, or None for: it waits (`deadline` and `wake` say until when)."""
+        for bucket, obstacle in obstacles:
+            if obstacle.clears_at == NEVER:
+                return obstacle.refusal(Reason.OVERSIZED_REQUEST, bucket.key, None)
+        clears_at = max((o.clears_at for _, o in obstacles if o.clears_at is not None), default=now)
+        retry_after = clears_at - now if clears_at > now else None
+        self.blocked_by = tuple(bucket for bucket, _ in obstacles)
+        self.deadline = min(self.latest(bucket) for bucket in self.blocked_by)
+        for bucket, obstacle in obstacles:
+            if obstacle.clears_at is None and self.latest(bucket) <= now:
+                return obstacle.refusal(Reason.NO_FREE_SLOT, bucket.key, retry_after)
+        late = [
+            (obstacle.clears_at, bucket, obstacle)
+            for bucket, obstacle in obstacles
+            if obstacle.clears_at is not None and obstacle.clears_at > self.latest(bucket)
+        ]
+        if late:
+            _, bucket, obstacle = max(late, key=lambda found: found[0])
+            return obstacle.refusal(obstacle.reason, bucket.key, retry_after)
+        self.wake = min([self.deadline, *(o.clears_at for _, o in obstacles if o.clears_at is not None)])
+        return None

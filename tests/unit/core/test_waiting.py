@@ -458,7 +458,7 @@ def test_the_list_of_wakes_stays_in_proportion_to_the_queue_and_keeps_every_dead
     for k in range(1, 1000):
         hold(gate, k, user="bob").release(k)
         gate.engine.cancel(gate.queue(k, user="alice"), k)
-    assert len(gate.engine._wakes) < 100  # noqa: SLF001
+    assert len(gate.engine._waiters._wakes) < 100  # noqa: SLF001
     for waiter in reversed(waiters):
         gate.engine.advance(waiter.deadline - 1)
         assert waiter.pending

@@ -1,0 +1,165 @@
+"""One call that the store is asked for: once, or again and again while it waits for room."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, Final
+
+from sluice.core.buckets import Bucket, Charge
+from sluice.core.decisions import Reason, Refusal
+from sluice.core.limits import SECOND
+from sluice.core.permits import Call, Permit, Waiter
+from sluice_sidecar.health import StoreMode
+from sluice_sidecar.stores.shared import decision
+from sluice_sidecar.stores.shared.client import Ask, StoreError
+from sluice_sidecar.stores.shared.decision import limited
+from sluice_sidecar.stores.shared.keyspace import LIFE, SILENCE, Booking
+
+if TYPE_CHECKING:
+    from sluice_sidecar.stores.shared.store import SharedStore
+
+NEWCOMER: Final = ""
+"""The ticket of a call that has none."""
+WAITS: Final = "new"
+"""The ticket of a call that asks for one."""
+FORGOTTEN: Final = "has lost its memory: every gate tells it again what it has counted"
+
+_WITH_SHADOWS: Final = 5
+"""Fields of an answer that also tells what limits in shadow mode had no room for."""
+
+
+class Asking:
+    """A call on its way. The engine counts it while the store is asked, so that the provider's own word is heeded."""
+
+    def __init__(self, store: SharedStore, call: Call, arrived: int) -> None:
+        self._store = store
+        self._gate = store.gate
+        self._call = call
+        self._arrived = arrived
+        self._keyspace = store.keyspaces[call.applied[0].key.provider]
+        self._ticket: str | int = NEWCOMER
+        self._buckets: tuple[Bucket, ...] = ()
+        self._waiter: Waiter | None = None
+        self._again = asyncio.Event()
+
+    @property
+    def blocked_by(self) -> tuple[Bucket, ...]:
+        """The buckets in which it waits for room."""
+        return () if self._waiter is None else self._waiter.blocked_by
+
+    def ask_again(self) -> None:
+        """There may be room, or somebody else decides by now."""
+        self._again.set()
+
+    async def outcome(self) -> Permit | Refusal | None:
+        """None if the store does not decide any more."""
+        try:
+            while self._store.health.mode is StoreMode.SHARED:
+                permit = await self._gate.acquire_here(self._call, tell=False)
+                if not isinstance(permit, Permit):
+                    return permit
+                reply = await self._ask(permit)
+                if reply is None:
+                    return None
+                if reply[0] == decision.ADMITTED:
+                    self._ticket = NEWCOMER  # the script has taken it out of the queues
+                    return self._admitted(permit, reply)
+                refusal = self._without_room(permit, reply)
+                if refusal is not None:
+                    return refusal
+                if isinstance(self._ticket, int):
+                    await self._wait()
+            return None
+        finally:
+            self._leave()
+
+    async def _ask(self, permit: Permit) -> Any:
+        """What the store says of a call that the engine has counted; None if it does not answer."""
+        self._buckets = limited(permit)
+        ask = self._question(permit)
+        before = self._gate.clock()
+        try:
+            reply = await self._store.client.ask(ask)
+        except BaseException as error:
+            ask.late = lambda reply: self._give_back(permit, reply)
+            ask.settle_late()
+            self._gate.engine.withdraw(permit, self._gate.clock())
+            if not isinstance(error, StoreError):
+                raise
+            self._store.health.decided(StoreMode.LOCAL, self._gate.clock() - before)
+            self._store.go_local(str(error))
+            return None
+        self._store.health.decided(StoreMode.SHARED, self._gate.clock() - before)
+        return reply
+
+    def _question(self, permit: Permit) -> Ask:
+        keyspace, keys = self._keyspace, self._keyspace.keys
+        patience = 0 if self._waiter is None else max(0, self._waiter.deadline - self._gate.clock()) // 1000
+        names = [keys.gates, keys.tickets, keys.epoch, keys.recovery]
+        args: list[Any] = [keys.prefix, keyspace.epoch, self._store.name, SILENCE, permit.lease, LIFE, self._ticket]
+        args += (patience, 0, *permit.call.demand)
+        for bucket in self._buckets:
+            form = keyspace.forms.of(bucket)
+            names += form.stored
+            args += form.args
+        return Ask(self._store.scripts.acquire, names, args)
+
+    def _admitted(self, permit: Permit, reply: Any) -> Permit:
+        now, engine = self._gate.clock(), self._gate.engine
+        permit.elsewhere = Booking(self._keyspace, permit, reply[1], permit.lease)
+        permit.counted = tuple(reply[2])
+        engine.confirm(permit, now, now - self._arrived)
+        if len(reply) == _WITH_SHADOWS:
+            engine.tell_shadow(self._call, self._obstacles(reply[4], reply[1], now), now)
+        return permit
+
+    def _without_room(self, permit: Permit, reply: Any) -> Refusal | None:
+        """Refused; or None for: it is to be asked again, at once for a place in the queues, later with one."""
+        now, engine = self._gate.clock(), self._gate.engine
+        engine.withdraw(permit, now)
+        if reply[0] != decision.NO_ROOM:
+            self._store.go_local(FORGOTTEN)
+            return None
+        if self._ticket == WAITS:
+            self._ticket = int(reply[2])
+            self._store.waiting[self._keyspace.provider, self._ticket] = self
+        is_new, self._waiter = self._waiter is None, self._waiter or Waiter(self._call, self._buckets, 0, self._arrived)
+        obstacles = self._obstacles(reply[3], reply[1], now)
+        refusal = self._waiter.judge(obstacles, now)
+        if refusal is None and is_new and self._store.is_full(self._waiter):
+            bucket, obstacle = obstacles[0]
+            refusal = obstacle.refusal(Reason.QUEUE_FULL, bucket.key, None)
+        if refusal is not None:
+            return engine.refuse(self._call, refusal, now, now - self._arrived)
+        if self._ticket == NEWCOMER:
+            self._ticket = WAITS
+        return None
+
+    def _obstacles(self, told: Any, server: int, now: int) -> list[tuple[Bucket, Any]]:
+        return decision.obstacles(told, self._buckets, self._call.demand, server, now)
+
+    async def _wait(self) -> None:
+        """Until somebody says that there may be room, there should be some, or patience ends."""
+        assert self._waiter is not None  # noqa: S101 - for the type checker
+        try:
+            # Half a millisecond late rather than a rounding error early.
+            async with asyncio.timeout(max(0, self._waiter.wake - self._gate.clock()) / SECOND + 0.0005):
+                await self._again.wait()
+        except TimeoutError:
+            pass
+        self._again.clear()
+
+    def _leave(self) -> None:
+        if isinstance(self._ticket, int):
+            self._keyspace.leave(self._ticket, [self._keyspace.forms.of(bucket).stored for bucket in self._buckets])
+            self._store.waiting.pop((self._keyspace.provider, self._ticket), None)
+
+    def _give_back(self, permit: Permit, reply: Any) -> None:
+        """The store has admitted the call, or let it wait, when nobody waited for its answer any more."""
+        if reply[0] == decision.ADMITTED:
+            demand = permit.call.demand
+            booking = Booking(self._keyspace, permit, reply[1], permit.lease)
+            booking.amend(-demand.requests, Charge(-demand.tokens, -demand.input_tokens, -demand.output_tokens))
+            booking.free()
+        elif reply[0] == decision.NO_ROOM and reply[2]:
+            self._keyspace.leave(reply[2], [self._keyspace.forms.of(bucket).stored for bucket in self._buckets])

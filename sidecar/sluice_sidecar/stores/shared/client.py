@@ -1,0 +1,290 @@
+"""A connection to Redis or Valkey on which scripts run: what is asked in one turn of the loop goes together.
+
+Theory of operation
+    Whoever asks for a decision is told within `PATIENCE`, whatever the server does. The pipeline itself waits longer,
+    for an answer that comes late says what has to be given back. All else waits for `SLOW`. Nothing is sent twice by
+    itself: only the caller knows what may be repeated.
+
+    A script is run by its name. Where the server does not know it (it is new, or has forgotten), it is sent whole.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final, TypeAlias
+
+from redis.asyncio import Redis
+from redis.asyncio.cluster import ClusterNode, RedisCluster
+from redis.asyncio.retry import Retry
+from redis.asyncio.sentinel import Sentinel
+from redis.backoff import NoBackoff
+from redis.credentials import CredentialProvider
+from redis.exceptions import (
+    AuthenticationError,
+    BusyLoadingError,
+    NoPermissionError,
+    NoScriptError,
+    OutOfMemoryError,
+    ReadOnlyError,
+    RedisError,
+    ResponseError,
+)
+from redis.exceptions import TimeoutError as RedisTimeout
+
+from sluice.errors import SluiceError
+from sluice_sidecar.stores.address import PASSWORD_VARIABLE, StoreAddress, StoreKind
+from sluice_sidecar.stores.shared.scripts import Script
+
+PATIENCE: Final = 0.015
+"""Seconds that a decision waits for the server: with what the gate itself needs, it is made within 20 ms."""
+SLOW: Final = 1.0
+"""Seconds that everything else waits."""
+MOST_PIPELINES: Final = 4
+"""Under way at once; what is asked meanwhile goes together in the next."""
+
+Command: TypeAlias = tuple[bytes | str | int, ...]
+OnLate: TypeAlias = Callable[[Any], None]
+
+
+class StoreError(SluiceError):
+    """The store did not do what it was asked; the message says why, in a few words, and holds no secret."""
+
+
+class Ask:
+    """One script to be run."""
+
+    __slots__ = ("args", "future", "keys", "late", "script")
+
+    def __init__(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> None:
+        self.script = script
+        self.keys = keys
+        self.args = args
+        self.future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        self.late: OnLate | None = None
+        """Told the answer if it comes when nobody waits for it any more."""
+
+    def by_name(self) -> Command:
+        return ("EVALSHA", self.script.sha, len(self.keys), *self.keys, *self.args)
+
+    def whole(self) -> Command:
+        return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.args)
+
+    def answer(self, reply: Any) -> None:
+        if isinstance(reply, Exception):
+            if not self.future.done():
+                self.future.set_exception(StoreError(explained(reply)))
+                self.future.exception()  # it may be that nobody asks
+        elif not self.future.done():
+            self.future.set_result(reply)
+        elif self.late is not None:
+            self.late(reply)
+
+    def settle_late(self) -> None:
+        """Whoever asked has gone: an answer that is there already is late too."""
+        if self.late is not None and self.future.done() and not self.future.cancelled() and not self.future.exception():
+            self.late(self.future.result())
+
+    def give_up(self) -> None:
+        """Nobody waits any longer."""
+        if not self.future.done():
+            self.future.set_exception(StoreError(f"did not answer within {PATIENCE * 1000:g} ms"))
+            self.future.exception()
+
+
+class Client:
+    """Belongs to one event loop. `close` it in the end."""
+
+    def __init__(
+        self, address: StoreAddress, password: Callable[[], str] | None = None, ca: Path | None = None
+    ) -> None:
+        self.address = address
+        self._redis = _connected(address, password, ca)
+        self._asked: list[Ask] = []
+        self._pipelines: set[asyncio.Task[None]] = set()
+        self._due = False
+
+    def ask(self, ask: Ask) -> asyncio.Future[Any]:
+        """Run a script for somebody who waits `PATIENCE`. The future may raise `StoreError`."""
+        self._asked.append(ask)
+        if not self._due:
+            self._due = True
+            loop = asyncio.get_running_loop()
+            loop.call_soon(self._send)
+            loop.call_later(PATIENCE, _give_up, self._asked)
+        return ask.future
+
+    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> Any:
+        """Run a script, waiting up to `SLOW`. Raises `StoreError`."""
+        ask = Ask(script, keys, args)
+        try:
+            async with asyncio.timeout(SLOW):
+                await self._run([ask])
+        except TimeoutError:
+            raise StoreError(f"did not answer within {SLOW:g} s") from None
+        return await ask.future
+
+    async def publish(self, channel: bytes, message: bytes) -> None:
+        """Raises `StoreError`."""
+        try:
+            async with asyncio.timeout(SLOW):
+                await self._redis.execute_command("PUBLISH", channel, message)
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(explained(error)) from None
+
+    async def eviction(self) -> str:
+        """What the server does when it is full; empty if it does not say. Raises `StoreError`."""
+        try:
+            async with asyncio.timeout(SLOW):
+                memory = await self._redis.info("memory")
+        except (ResponseError, NoPermissionError):
+            return ""
+        except (RedisError, OSError, TimeoutError) as error:
+            raise StoreError(explained(error)) from None
+        return str(memory.get("maxmemory_policy", ""))
+
+    async def listen(self, channels: Sequence[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
+        """Messages with their channels, as long as the connection holds. Raises `StoreError` when it breaks."""
+        pubsub = self._redis.pubsub()
+        try:
+            await pubsub.subscribe(*channels)
+            while True:
+                message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
+                if message is not None:
+                    yield message["channel"], message["data"]
+        except (RedisError, OSError) as error:
+            raise StoreError(explained(error)) from None
+        finally:
+            with suppress(RedisError, OSError):
+                await pubsub.aclose()  # type: ignore[no-untyped-call]
+
+    async def close(self) -> None:
+        """Drop every connection. What is still under way fails."""
+        for task in tuple(self._pipelines):
+            task.cancel()
+        await asyncio.gather(*self._pipelines, return_exceptions=True)
+        with suppress(RedisError, OSError, TimeoutError):
+            async with asyncio.timeout(SLOW):
+                await self._redis.aclose()
+
+    def _send(self) -> None:
+        if not self._asked or len(self._pipelines) >= MOST_PIPELINES:
+            return
+        asks, self._asked, self._due = [ask for ask in self._asked if not ask.future.done()], [], False
+        if not asks:
+            return
+        task = asyncio.get_running_loop().create_task(self._run(asks))
+        self._pipelines.add(task)
+        task.add_done_callback(self._sent)
+
+    def _sent(self, task: asyncio.Task[None]) -> None:
+        self._pipelines.discard(task)
+        self._send()
+
+    async def _run(self, asks: list[Ask]) -> None:
+        try:
+            replies = await self._replies([ask.by_name() for ask in asks])
+            unknown = [at for at, reply in enumerate(replies) if isinstance(reply, NoScriptError)]
+            if unknown:
+                again = await self._replies([asks[at].whole() for at in unknown])
+                for at, reply in zip(unknown, again, strict=True):
+                    replies[at] = reply
+        except (RedisError, OSError) as error:
+            replies = [error] * len(asks)
+        except BaseException:
+            for ask in asks:
+                ask.answer(RedisTimeout())
+            raise
+        for ask, reply in zip(asks, replies, strict=True):
+            ask.answer(reply)
+
+    async def _replies(self, commands: list[Command]) -> list[Any]:
+        if len(commands) == 1 or isinstance(self._redis, RedisCluster):  # whose pipelines take no EVALSHA
+            return await asyncio.gather(*[self._redis.execute_command(*c) for c in commands], return_exceptions=True)
+        pipeline = self._redis.pipeline(transaction=False)
+        for command in commands:
+            pipeline.execute_command(*command)
+        return list(await pipeline.execute(raise_on_error=False))
+
+
+def _give_up(asks: list[Ask]) -> None:
+    for ask in asks:
+        ask.give_up()
+
+
+def explained(error: BaseException) -> str:
+    """Why the server did not answer, for a person; nothing of what was sent to it."""
+    match error:
+        case AuthenticationError():
+            return "refuses the user or the password"
+        case NoPermissionError():
+            return "does not permit its user what a gate needs: see docs/shared-state.md"
+        case ReadOnlyError():
+            return "is a replica that cannot be written to"
+        case OutOfMemoryError():
+            return "is full: it has reached its maxmemory"
+        case BusyLoadingError():
+            return "is still loading its data"
+        case RedisTimeout() | TimeoutError():
+            return f"did not answer within {SLOW:g} s"
+        case ResponseError():
+            word = str(error).split(" ", 1)[0]
+            return f"answered with an error ({word[:32] if word.isascii() and word.isupper() else 'unknown'})"
+        case _:
+            return "cannot be reached"
+
+
+def password_source(file: Path | None, environ: Mapping[str, str]) -> Callable[[], str] | None:
+    """Where the password is read, with each connection anew: a file before the variable. None: there is none."""
+    if file is not None:
+        return lambda: file.read_text(encoding="utf-8").strip("\r\n")
+    word = environ.get(PASSWORD_VARIABLE)
+    return (lambda: word) if word else None
+
+
+class _Credentials(CredentialProvider):
+    """The password as it is when a connection is made, so that it can be changed meanwhile."""
+
+    def __init__(self, user: str | None, password: Callable[[], str]) -> None:
+        self._user = user
+        self._password = password
+
+    def get_credentials(self) -> tuple[str] | tuple[str, str]:
+        return (self._user, self._password()) if self._user else (self._password(),)
+
+    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
+        return self.get_credentials()
+
+
+def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Path | None) -> Redis | RedisCluster:
+    """Connections are made when they are first needed."""
+    options: dict[str, Any] = {
+        "socket_timeout": SLOW,
+        "socket_connect_timeout": SLOW,
+        "retry": Retry(NoBackoff(), 0),
+        "protocol": 2,
+        "driver_info": None,
+    }
+    if password is not None:
+        options["credential_provider"] = _Credentials(address.user, password)
+    if address.tls:
+        options["ssl"] = True
+        if ca is not None:
+            options["ssl_ca_certs"] = str(ca)
+    if address.kind is StoreKind.CLUSTER:
+        nodes = [ClusterNode(host, port) for host, port in address.hosts]
+        return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=0, **options)
+    options["db"] = address.db
+    if address.kind is StoreKind.SENTINEL:
+        of_sentinels = {
+            name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry", "protocol")
+        }
+        sentinel = Sentinel(list(address.hosts), sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
+        master: Redis = sentinel.master_for(address.service)
+        return master
+    if address.path is not None:
+        return Redis(unix_socket_path=str(address.path), **options)
+    ((host, port),) = address.hosts
+    return Redis(host=host, port=port, **options)

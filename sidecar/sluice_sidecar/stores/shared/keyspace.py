@@ -1,0 +1,180 @@
+"""One provider's buckets on the server: what is known of them there, what is owed to them, which calls hold a place."""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final
+
+from sluice.core.buckets import Bucket, Charge
+from sluice.core.keeping import KeptBucket
+from sluice.core.limits import MILLISECOND, SECOND
+from sluice.core.permits import Permit
+from sluice.core.windows import NEVER
+from sluice_sidecar.stores.shared.client import Client, StoreError
+from sluice_sidecar.stores.shared.decision import Forms, limited
+from sluice_sidecar.stores.shared.names import Keys, StoredBucket
+from sluice_sidecar.stores.shared.owed import Owed
+from sluice_sidecar.stores.shared.scripts import Scripts
+
+SILENCE: Final = 3 * SECOND // 1000
+"""Microseconds after its last beat in which a gate counts as alive."""
+LIFE: Final = 15 * SECOND // MILLISECOND
+"""Milliseconds for which a permit is held; those of calls that go on are renewed."""
+
+_US: Final = 1000
+
+
+class Forgotten(StoreError):
+    """The server has lost its memory."""
+
+
+class Booking:
+    """One admitted call on the server: `Permit.elsewhere`."""
+
+    __slots__ = ("_at", "_held", "_keyspace", "_lease", "_places")
+
+    def __init__(self, keyspace: Keyspace, permit: Permit, at: int, lease: str) -> None:
+        self._keyspace = keyspace
+        self._at = at
+        self._lease = lease
+        self._places = tuple([(bucket, keyspace.forms.of(bucket)) for bucket in limited(permit)])
+        self._held: set[StoredBucket] = set()
+        if permit.call.demand.slots:
+            self._held.update(form.stored for bucket, form in self._places if bucket.max_concurrent != NEVER)
+            keyspace.live[lease] = self
+
+    def amend(self, requests: int, charge: Charge) -> None:
+        for _, form in self._places:
+            if form.codes:
+                self._keyspace.owed.amend(form.stored, form.codes, self._at, requests, charge)
+        self._keyspace.tell()
+
+    def free(self) -> None:
+        self._keyspace.live.pop(self._lease, None)
+        for stored in self._held:
+            self._keyspace.owed.ended(stored, self._lease)
+        if self._held:
+            self._keyspace.tell()
+
+    def renew(self) -> None:
+        """The call goes on, and holds its place also where calls at a time are capped only now."""
+        for bucket, form in self._places:
+            if bucket.max_concurrent != NEVER:
+                self._held.add(form.stored)
+                self._keyspace.owed.alive(form.stored, self._lease)
+
+
+class Keyspace:
+    """Belongs to one event loop. `tell` is called whenever something is owed."""
+
+    def __init__(
+        self,
+        prefix: str,
+        provider: str,
+        gate: str,
+        client: Client,
+        scripts: Scripts,
+        ahead: int,
+        tell: Callable[[], None],
+    ) -> None:
+        self.provider = provider
+        self.keys = Keys(prefix, provider, gate)
+        self.forms = Forms(self.keys)
+        self.owed = Owed()
+        self.tell = tell
+        self.live: dict[str, Booking] = {}
+        """The calls in flight, by their leases there."""
+        self.ahead = ahead
+        """Nanoseconds by which the server's clock is ahead of ours."""
+        self.gates = 0
+        """Gates alive; 0 before it was ever heard."""
+        self.epoch = ""
+        """How long the server has remembered; empty before it was ever heard."""
+        self._leaving: dict[int, tuple[StoredBucket, ...]] = {}
+        """Tickets of calls that wait no more, of which the server does not know that yet."""
+        self._gate = gate
+        self._client = client
+        self._scripts = scripts
+        self._last = 0
+        self._paying = asyncio.Lock()
+
+    def server_time(self, now: int) -> int:
+        """The server's time in µs, as far as it is known."""
+        return (now + self.ahead) // _US
+
+    async def beat(self, clock: Callable[[], int]) -> None:
+        """Say that this gate lives; raises `Forgotten` if the server knows nothing of what it was told."""
+        keys = self.keys
+        before = clock()
+        reply = await self._client.run(
+            self._scripts.beat,
+            (keys.gates, keys.epoch, keys.recovery, keys.batch),
+            (self._gate, SILENCE, secrets.token_hex(8), self.epoch),
+        )
+        server, epoch, gates, last, recovering = reply
+        self.ahead = server * _US - (before + clock()) // 2
+        self.gates, self._last = max(1, gates), last
+        known, self.epoch = self.epoch, epoch.decode("ascii", "replace")
+        if known not in ("", self.epoch):
+            raise Forgotten("has lost its memory: every gate tells it again what it has counted")
+        if recovering:
+            raise StoreError("is told again what was counted before it lost its memory")
+
+    async def flush(self) -> None:
+        """Send what is owed, until nothing is. Raises `StoreError`."""
+        async with self._paying:  # a batch must be acknowledged before the next one is made
+            await self._flush()
+
+    async def _flush(self) -> None:
+        keys = self.keys
+        while (batch := self.owed.next_batch(self._last)) is not None:
+            reply = await self._client.run(
+                self._scripts.settle,
+                (keys.gates, keys.epoch, keys.batch, *batch.keys),
+                (keys.prefix, self.epoch, SILENCE, LIFE, batch.number, *batch.args),
+            )
+            if reply[0] < 0:
+                raise StoreError("has lost its memory")
+            self.owed.acknowledged()
+        while self._leaving:
+            ticket = next(iter(self._leaving))
+            queues = [stored.queue for stored in self._leaving[ticket]]
+            await self._client.run(self._scripts.leave, (keys.gates, *queues), (keys.prefix, SILENCE, ticket))
+            self._leaving.pop(ticket, None)
+
+    @property
+    def owes(self) -> bool:
+        """True if the server lacks something."""
+        return bool(self.owed or self._leaving)
+
+    def leave(self, ticket: int, buckets: Iterable[StoredBucket]) -> None:
+        """Whoever has that ticket waits no more."""
+        self._leaving[ticket] = tuple(buckets)
+        self.tell()
+
+    def renew(self) -> None:
+        """Every call in flight goes on."""
+        for booking in self.live.values():
+            booking.renew()
+        if self.owed:
+            self.tell()
+
+    def tell_again(self, kept: Iterable[tuple[Bucket, KeptBucket]]) -> None:
+        """The server has forgotten: owe it all that this gate has counted."""
+        self.owed.forget()
+        for bucket, counts in kept:
+            self.owed.tell_again(self.keys.bucket(bucket.key), counts, self.ahead)
+        self.renew()
+
+    async def peek(self, buckets: Sequence[Bucket]) -> list[tuple[int, list[bytes]]]:
+        """Of each bucket the calls in flight, where they are capped, and its windows' heads. Raises `StoreError`."""
+        names: list[bytes] = []
+        args: list[bytes | str | int] = []
+        for bucket in buckets:
+            form = self.forms.of(bucket)
+            names += (form.stored.counts, form.stored.permits)
+            args += (len(form.codes), *form.codes)
+        _, *told = await self._client.run(self._scripts.peek, names, args)
+        return [(in_flight, heads) for in_flight, *heads in told]

@@ -1,0 +1,27 @@
+-- A gate lives. The first one names the epoch: how long the store remembers.
+--
+-- KEYS  gates, epoch, recovery, last batch of this gate
+-- ARGV  gate, silence (µs), a name for a new epoch, the epoch that the gate knows ('' if none)
+-- Returns {now, epoch, gates alive, last batch, ms until the store decides again}
+--
+-- A gate that knows of another epoch has counts that the store has lost. For `RECOVERY` nothing is decided then, so that
+-- every gate has the time to tell again what it counted.
+
+local RECOVERY = 2000
+local KEPT = 172800000 -- two days: longer than any window
+
+local now = clock()
+local gates, epoch, recovery, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+redis.call('ZREMRANGEBYSCORE', gates, '-inf', now - 60000000)
+redis.call('ZADD', gates, now, ARGV[1])
+redis.call('PEXPIRE', gates, KEPT)
+redis.call('SET', epoch, ARGV[3], 'NX')
+redis.call('PEXPIRE', epoch, KEPT)
+local name = redis.call('GET', epoch)
+if ARGV[4] ~= '' and ARGV[4] ~= name then
+  redis.call('SET', recovery, '1', 'PX', RECOVERY, 'NX')
+end
+return {
+  now, name, redis.call('ZCOUNT', gates, now - tonumber(ARGV[2]), '+inf'),
+  tonumber(redis.call('GET', last) or '0'), math.max(0, redis.call('PTTL', recovery)),
+}

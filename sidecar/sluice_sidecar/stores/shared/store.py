@@ -1,0 +1,356 @@
+"""The buckets that all gates share: asked for every call, and done without while they cannot be.
+
+Theory of operation
+    The gate's own engine counts what this gate admits, whatever the mode.
+
+    Shared. Whether the limits have room is decided by one script on the server, for all buckets of the call at once.
+    The engine has admitted it by then, without telling anybody (it knows the provider's own word), and takes it back if
+    there is no room. What becomes of the call later is owed to the store (`sluice_sidecar.stores.shared.owed`), and is
+    sent off the call's path. Who waits has a ticket there, and asks again when a script tells this gate to, when by the
+    answer there should be room, and at the end of its patience.
+
+    Local. The first call that is not answered in time ends it for all: the engine decides alone, by its share of the
+    limits (`sluice.core.sharing`) or as their `failurePolicy` says. Its counts are there already. What it admits is
+    owed.
+
+    Once a second the gate says that it lives, in either mode. When that is answered again, what is owed is written
+    first; then the store decides again. One that has lost its memory (it names another epoch) is told again all that
+    each gate has counted, and decides when they had the time to.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+from typing import Final
+
+from sluice.core.buckets import Bucket
+from sluice.core.decisions import Reason, Refusal
+from sluice.core.keeping import keep
+from sluice.core.keys import BucketKey
+from sluice.core.limits import SECOND, Cap, Mode, StoreFailure
+from sluice.core.permits import Call, Permit, Waiter
+from sluice.core.rules import RuleBook
+from sluice.core.sharing import local_share
+from sluice.core.states import BucketState, WindowState
+from sluice.core.windows import NEVER, SLOTS
+from sluice.core.words import Feedback
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.health import StoreHealth, StoreMode
+from sluice_sidecar.logs import whereabouts
+from sluice_sidecar.stores.shared import decision
+from sluice_sidecar.stores.shared.asking import FORGOTTEN, Asking
+from sluice_sidecar.stores.shared.client import Client, StoreError
+from sluice_sidecar.stores.shared.keyspace import Booking, Forgotten, Keyspace
+from sluice_sidecar.stores.shared.scripts import Scripts
+
+logger = logging.getLogger(__name__)
+
+BEAT: Final = 1.0
+"""Seconds between two signs of life; also how often a store that is away is looked for."""
+RENEWAL: Final = 5
+"""Beats after which permits are renewed: a third of their life."""
+RETRY_AFTER: Final = SECOND
+"""Nanoseconds after which a call may try again that is refused because the store is away."""
+ENDING: Final = 2.0
+"""Seconds in the end in which what is owed is still sent."""
+PEEKED: Final = 50
+"""Buckets looked at in one step of the server."""
+
+
+class SharedStore:
+    """Belongs to one event loop: `start` it there, `close` it in the end."""
+
+    def __init__(
+        self, gate: Gate, client: Client, health: StoreHealth, name: str, wall: Callable[[], int], scripts: Scripts
+    ) -> None:
+        self.health = health
+        self.gate = gate
+        self.client = client
+        self.name = name
+        self.scripts = scripts
+        self._ahead = wall() - gate.clock()
+        self._rules = RuleBook()
+        self.keyspaces: dict[str, Keyspace] = {}
+        self.waiting: dict[tuple[str, int], Asking] = {}
+        self._asking = 0
+        self._era = 0
+        self._beats = 0
+        self._owing = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._listener: asyncio.Task[None] | None = None
+
+    # -- life ----------------------------------------------------------------------------------------------------
+
+    async def start(self) -> None:
+        """Look for the store once, then go on with or without it."""
+        await self._beat()
+        self._tasks = [asyncio.create_task(self._keep_beating()), asyncio.create_task(self._keep_paying())]
+
+    async def close(self) -> None:
+        """Send what is still owed, for `ENDING`, and let go."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        try:
+            async with asyncio.timeout(ENDING):
+                await self._pay()
+        except (StoreError, TimeoutError):
+            logger.warning("the store could not be told of everything that was counted last")
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+        await self.client.close()
+
+    def apply(self, rules: RuleBook, providers: Iterable[str]) -> None:
+        """Put other rules in force."""
+        self._rules = rules
+        providers = set(providers)
+        added = providers - self.keyspaces.keys()
+        for provider in added:
+            self.keyspaces[provider] = Keyspace(
+                self.health.prefix, provider, self.name, self.client, self.scripts, self._ahead, self._owing.set
+            )
+        self._enforce()
+        if added and self.health.mode is StoreMode.SHARED:
+            self.go_local("is not asked about every provider yet")
+
+    @property
+    def queued(self) -> int:
+        """Calls that wait for room in the store."""
+        return len(self.waiting)
+
+    # -- calls ---------------------------------------------------------------------------------------------------
+
+    async def acquire(self, call: Call) -> Permit | Refusal:
+        """As `Gate.acquire`."""
+        arrived, era = self.gate.clock(), self._era
+        while True:
+            if era != self._era:
+                call, era = self._rematched(call), self._era
+            if self.health.mode is StoreMode.SHARED:
+                outcome = await Asking(self, call, arrived).outcome()
+            else:
+                outcome = await self._decide_alone(call, arrived)
+            if outcome is not None:
+                return outcome
+
+    async def _decide_alone(self, call: Call, arrived: int) -> Permit | Refusal | None:
+        now = self.gate.clock()
+        self.health.decided(StoreMode.LOCAL)
+        refusal = _refused_alone(call)
+        if refusal is not None:
+            return self.gate.engine.refuse(call, refusal, now, now - arrived)
+        if call.patience != NEVER:
+            call = call._replace(patience=max(0, call.patience - (now - arrived)))
+        permit = await self.gate.acquire_here(call)
+        if isinstance(permit, Permit) and permit.lease:
+            keyspace = self.keyspaces[_provider(call)]
+            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), permit.lease)
+            booking.amend(call.demand.requests, permit.charge)
+            permit.elsewhere = booking
+        return permit
+
+    def is_full(self, waiter: Waiter) -> bool:
+        settings = self.gate.engine.settings
+        if len(self.waiting) >= settings.max_waiters:
+            return True
+        blocked = {bucket.key for bucket in waiter.blocked_by}
+        return any(self.queued_in(key) >= settings.max_queue for key in blocked)
+
+    def queued_in(self, key: BucketKey) -> int:
+        """Calls that wait for room in this bucket."""
+        return sum(any(b.key == key for b in each.blocked_by) for each in self.waiting.values())
+
+    def _rematched(self, call: Call) -> Call:
+        """The same call under the rules that are in force now."""
+        rules = self.gate.engine.rules
+        applied = tuple([each._replace(limits=rules.limits_of(each.key)) for each in call.applied])
+        return call._replace(applied=tuple([each for each in applied if not each.limits.is_unset]))
+
+    # -- modes ---------------------------------------------------------------------------------------------------
+
+    def _enforce(self) -> None:
+        """Tell the engine what it decides."""
+        self._era += 1
+        engine, now = self.gate.engine, self.gate.clock()
+        is_shared = self.health.mode is StoreMode.SHARED
+        self.gate.recall()
+        engine.counts_only = is_shared
+        engine.swap(self._rules if is_shared else local_share(self._rules, self.health.gates), now)
+        for waiting in tuple(self.waiting.values()):
+            waiting.ask_again()
+
+    def go_local(self, problem: str) -> None:
+        before = self.health.mode
+        self.health.local(problem)
+        if before is not self.health.mode:
+            self._enforce()
+
+    def _go_shared(self, gates: int) -> None:
+        before = self.health.mode
+        self.health.shared(gates)
+        if before is not self.health.mode:
+            self._enforce()
+
+    # -- what is done beside the calls ---------------------------------------------------------------------------
+
+    async def _keep_beating(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT)
+            try:
+                await self._beat()
+            except Exception as error:  # noqa: BLE001  the next beat may go better
+                self.go_local("could not be spoken with")
+                logger.error("a beat failed: %s", whereabouts(error))  # noqa: TRY400
+
+    async def _beat(self) -> None:
+        self._beats += 1
+        try:
+            await self._hear_all()
+            if self._beats % RENEWAL == 0 or self.health.mode is StoreMode.LOCAL:
+                for keyspace in self.keyspaces.values():
+                    keyspace.renew()
+            if self.health.mode is StoreMode.LOCAL:
+                await self._pay()
+            if self._listener is None or self._listener.done():
+                self._listener = asyncio.create_task(self._listen(self._channels()))
+        except StoreError as error:
+            self.go_local(str(error))
+            return
+        self._go_shared(max((keyspace.gates for keyspace in self.keyspaces.values()), default=1))
+        self._nudge_first()
+
+    async def _hear_all(self) -> None:
+        keyspaces = tuple(self.keyspaces.values())
+        heard = await asyncio.gather(*[each.beat(self.gate.clock) for each in keyspaces], return_exceptions=True)
+        for keyspace, error in zip(keyspaces, heard, strict=True):
+            if isinstance(error, Forgotten):
+                self.go_local(FORGOTTEN)
+                self._tell_again(keyspace)
+        for keyspace, error in zip(keyspaces, heard, strict=True):
+            if isinstance(error, Forgotten):
+                await keyspace.flush()
+        for error in heard:
+            if isinstance(error, BaseException):
+                raise error
+
+    def _tell_again(self, keyspace: Keyspace) -> None:
+        engine = self.gate.engine
+        every = engine.keys()
+        keys = [key for key in every if key.provider == keyspace.provider]
+        keyspace.tell_again(engine.visit(keys, self.gate.clock(), lambda bucket, now: (bucket, keep(bucket, now))))
+
+    async def _keep_paying(self) -> None:
+        while True:
+            await self._owing.wait()
+            self._owing.clear()
+            if self.health.mode is StoreMode.SHARED:
+                try:
+                    await self._pay()
+                except StoreError as error:
+                    self.go_local(str(error))
+                except Exception as error:  # noqa: BLE001  what is owed stays owed
+                    self.go_local("could not be spoken with")
+                    logger.error("what is owed could not be sent: %s", whereabouts(error))  # noqa: TRY400
+
+    async def _pay(self) -> None:
+        try:
+            await asyncio.gather(*[each.flush() for each in self.keyspaces.values() if each.owes])
+        finally:
+            owes = any(each.owes for each in self.keyspaces.values())
+            self.health.unsent_since = (self.health.unsent_since or self.gate.clock()) if owes else None
+
+    async def _listen(self, channels: Mapping[bytes, str]) -> None:
+        try:
+            async for channel, message in self.client.listen(tuple(channels)):
+                waiting = self.waiting.get((channels[channel], int(message)))
+                if waiting is not None:
+                    waiting.ask_again()
+        except StoreError:
+            return  # the next beat listens again; until then it looks after those who wait
+
+    def _channels(self) -> dict[bytes, str]:
+        return {keyspace.keys.wakes: provider for provider, keyspace in self.keyspaces.items()}
+
+    def _nudge_first(self) -> None:
+        """Let the first that wait here ask again: a word that there is room may have been lost."""
+        seen: set[BucketKey] = set()
+        for waiting in self.waiting.values():
+            blocked = {bucket.key for bucket in waiting.blocked_by}
+            if not blocked <= seen:
+                waiting.ask_again()
+            seen |= blocked
+
+    # -- what is seen --------------------------------------------------------------------------------------------
+
+    async def pictures(self, states: Iterable[BucketState]) -> list[BucketState]:
+        """These buckets as the store counts them; as this gate does, while the store does not answer.
+
+        Calls in flight that no limit caps are this gate's alone.
+        """
+        states = list(states)
+        if self.health.mode is not StoreMode.SHARED:
+            return states
+        by_provider: dict[str, list[BucketState]] = {}
+        for state in states:
+            by_provider.setdefault(state.key.provider, []).append(state)
+        seen: dict[BucketKey, BucketState] = {}
+        for provider, of_provider in by_provider.items():
+            keyspace = self.keyspaces.get(provider)
+            for at in range(0, len(of_provider), PEEKED):
+                if keyspace is None:
+                    break
+                seen |= await self._peeked(keyspace, of_provider[at : at + PEEKED])
+        return [seen.get(state.key, state) for state in states]
+
+    async def _peeked(self, keyspace: Keyspace, states: list[BucketState]) -> dict[BucketKey, BucketState]:
+        keys = [state.key for state in states]
+        buckets = self.gate.engine.visit(keys, self.gate.clock(), lambda bucket, _: bucket)
+        of_key = {state.key: state for state in states}
+        try:
+            told = await keyspace.peek(buckets)
+        except StoreError:
+            return {}
+        server = keyspace.server_time(self.gate.clock())
+        return {
+            bucket.key: _as_told(of_key[bucket.key], bucket, in_flight, heads, server, self.queued_in(bucket.key))
+            for bucket, (in_flight, heads) in zip(buckets, told, strict=True)
+        }
+
+    # -- the provider's own word ---------------------------------------------------------------------------------
+
+    def heard(self, permit: Permit, feedback: Feedback) -> None:
+        """See `sluice_sidecar.gate.Store`."""
+
+
+def _provider(call: Call) -> str:
+    return call.applied[0].key.provider
+
+
+def _refused_alone(call: Call) -> Refusal | None:
+    """Refused because the store is away, and for nothing that the call itself could change."""
+    for key, limits, _ in call.applied:
+        if limits.mode is not Mode.ENFORCE:
+            continue
+        if limits.failure_policy is StoreFailure.DENY:
+            cap, limit = next(iter(limits.caps.items()))
+            return Refusal(Reason.STORE_UNAVAILABLE, key, cap, limit, 0, call.demand.requests, RETRY_AFTER)
+    return None
+
+
+def _as_told(
+    state: BucketState, bucket: Bucket, in_flight: int, heads: list[bytes], server: int, queued: int
+) -> BucketState:
+    windows: dict[Cap, WindowState] = {}
+    for window, head in zip(bucket.windows + bucket.parts, heads, strict=True):
+        newest, *used = decision.totals(head)
+        size = window.length // SLOTS
+        reset = max(0, (newest + SLOTS + 1) * size - server * 1000) if any(used) else 0
+        for cap, limit, count in zip(window.caps, (window.first_limit, window.second_limit), used, strict=True):
+            if limit != NEVER:
+                windows[cap] = WindowState(limit, count, reset)
+    own = state.in_flight if state.max_concurrent is None else in_flight
+    return replace(state, windows=windows, in_flight=own, queued=state.queued + queued)

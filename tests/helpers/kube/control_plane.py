@@ -23,8 +23,8 @@ import pytest
 
 from helpers.envoy import ROOT
 from helpers.kube.audit import POLICY, Audited, audited
-from helpers.kube.pki import Authority, signing_key
-from helpers.kube.process import Process, lasting_ports
+from helpers.pki import Authority, signing_key
+from helpers.process import Process, lasting_ports
 
 READY_SECONDS = 40
 ADMIN = "admin"

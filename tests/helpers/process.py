@@ -1,4 +1,4 @@
-"""A program of the control plane as a process: started, killed, paused, and started again with the same arguments."""
+"""A server that tests need as a process: started, killed, paused, and started again with the same arguments."""
 
 from __future__ import annotations
 
@@ -94,17 +94,26 @@ class Process:
         self._process = None
 
 
-def lasting_ports(number: int) -> list[int]:
-    """TCP ports on loopback that are free, and stay so while their server is down."""
+def lasting_ports(number: int, beside: int = 0) -> list[int]:
+    """TCP ports on loopback that are free, and stay so while their server is down.
+
+    `beside`: the port so far above each is free too.
+    """
+    candidates = range(PORTS.start, PORTS.stop - beside)
     ports: list[int] = []
-    for port in random.sample(PORTS, len(PORTS)):
+    for port in random.sample(candidates, len(candidates)):
         if len(ports) == number:
             return ports
-        with socket.socket() as probe:
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            try:
-                probe.bind(("127.0.0.1", port))
-            except OSError:
-                continue
-        ports.append(port)
+        if _is_free(port) and _is_free(port + beside):
+            ports.append(port)
     raise OSError(f"no {number} ports are free on loopback")
+
+
+def _is_free(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True

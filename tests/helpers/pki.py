@@ -1,4 +1,4 @@
-"""Certificates for a control plane that lives as long as a test run."""
+"""Certificates for servers that live as long as a test run."""
 
 from __future__ import annotations
 

@@ -97,6 +97,10 @@ run-operator: setup kube-assets ## The operator on a real API server, a gate, an
 bench: setup ## Measure the gate: decisions per second, and what it adds to a call (ARGS="--help": what else it can)
 	PYTHONPATH=tests:examples $(BIN)/python -m bench.run $(ARGS)
 
+.PHONY: bench-peers
+bench-peers: ## Build envoyproxy/ratelimit, once, with Go: `make bench` then measures it beside the gate, on the same Redis
+	@tests/bench/peers/build.sh > /dev/null
+
 ##### Test
 
 .PHONY: test test-quick test-fuzz test-contract test-integration test-operator test-resilience kube-assets

@@ -126,16 +126,17 @@ def measure(folder: Path, plan: Plan, others: list[Case], say: Callable[[str], N
         cases += stack.enter_context(yardstick(folder, server_core))
         pool = stack.enter_context(loader(load_core))
         for case in cases:
-            _run(pool, case, MANY, 0.3)  # warm; the first caller of the full bucket is let through
+            run(pool, case, MANY, 0.3)  # warm; the first caller of the full bucket is let through
         for number in range(plan.rounds):
             say(f"decisions: round {number + 1} of {plan.rounds}")
             for case in cases:
-                case.one.append(_run(pool, case, 1, plan.one_seconds))
+                case.one.append(run(pool, case, 1, plan.one_seconds))
                 before = machine.cpu_seconds([case.pid] if case.pid else [])
-                case.many.append(_run(pool, case, MANY, plan.many_seconds))
+                case.many.append(run(pool, case, MANY, plan.many_seconds))
                 case.cpu.append(machine.cpu_seconds([case.pid] if case.pid else []) - before)
     return cases
 
 
-def _run(pool: ProcessPoolExecutor, case: Case, in_flight: int, seconds: float) -> Sample:
+def run(pool: ProcessPoolExecutor, case: Case, in_flight: int, seconds: float) -> Sample:
+    """One load on one server."""
     return pool.submit(grpc_load.run, GrpcLoad(case.address, case.path, case.messages, in_flight, seconds)).result()

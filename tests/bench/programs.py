@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
@@ -21,15 +21,22 @@ STOP_WITHIN = 5.0
 
 
 @contextmanager
-def program(command: Sequence[str], address: str, folder: Path, core: int | None = None) -> Iterator[int]:
-    """A program from the moment it takes connections at the address; its process id.
+def program(
+    command: Sequence[str],
+    address: str,
+    folder: Path,
+    core: int | None = None,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[int]:
+    """A program, with these variables too, from the moment it takes connections at the address; its process id.
 
     Raises `RuntimeError` with its last words if it ends before, or takes too long.
     """
     name = command[2] if command[0] == sys.executable else Path(command[0]).name
     log = folder / f"{name}-{time.monotonic_ns()}.log"
     with log.open("wb") as output:
-        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT)
+        variables = {**os.environ, **(environment or {})}
+        process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, env=variables)
     try:
         if core is not None and hasattr(os, "sched_setaffinity"):
             os.sched_setaffinity(process.pid, {core})  # before it has threads: they take after the first one

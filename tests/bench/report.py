@@ -14,6 +14,8 @@ from bench.samples import Part, Sample, middle
 from bench.upstream import EVENTS, PAUSE
 
 Figures = dict[str, Any]
+Target = tuple[str, str, bool]
+"""What was to be reached, what was, and whether that is enough."""
 
 DECISIONS: Final = (
     ("decisions/s", "perSecond", "{:,.0f}"),
@@ -54,10 +56,11 @@ BODIES: Final = (("MB/s", "megabytesPerSecond", "{:,.0f}"), ("keeps kB", "keptKi
 
 def of_decisions(cases: Sequence[Case]) -> dict[str, Figures]:
     """The figures of each server: medians of its rounds."""
-    return {case.name: _of_case(case) for case in cases}
+    return {case.name: of_case(case) for case in cases}
 
 
-def _of_case(case: Case) -> Figures:
+def of_case(case: Case) -> Figures:
+    """The figures of one server."""
     cpu = middle(cpu / sample.count * 1e6 for cpu, sample in zip(case.cpu, case.many, strict=True))
     return {
         "perSecond": middle(sample.rate for sample in case.many),
@@ -125,17 +128,17 @@ def print_facts(facts: dict[str, str]) -> None:
 def print_decisions(figures: dict[str, Figures]) -> None:
     """The table of decisions."""
     print(f"\nDecisions: {MANY} in flight for decisions/s and CPU, 1 in flight for the latencies")
-    _table(figures, DECISIONS)
+    table(figures, DECISIONS)
 
 
 def print_calls(figures: dict[str, Figures]) -> None:
     """The tables of calls through Envoy."""
     print(f"\nOne call after another through Envoy; and rested: with a pause of {REST * 1000:.0f} ms after each")
-    _table(figures, CALLS)
+    table(figures, CALLS)
     print(f"\n{CONNECTIONS} calls at a time")
-    _table(figures, LOADED_CALLS)
+    table(figures, LOADED_CALLS)
     print(f"\n{STREAMS} streams at a time, {EVENTS} events each, {1 / PAUSE:.0f} a second: how late an event comes")
-    _table({way: row for way, row in figures.items() if row["eventP50Micros"]}, EVENTS_TABLE)
+    table({way: row for way, row in figures.items() if row["eventP50Micros"]}, EVENTS_TABLE)
 
 
 def of_parts(parts: Sequence[Part]) -> dict[str, Figures]:
@@ -169,7 +172,7 @@ def print_bodies(figures: dict[str, Figures]) -> None:
     print("\nAnswers of 1 MB and more, read for their usage: CPU time in ms, and the memory it takes")
     rows = {name: {**row, **row["milliseconds"]} for name, row in figures.items()}
     sizes = next(iter(figures.values()))["milliseconds"]
-    _table(rows, [(f"{size} MB", size, "{:,.1f}") for size in sizes] + list(BODIES))
+    table(rows, [(f"{size} MB", size, "{:,.1f}") for size in sizes] + list(BODIES))
 
 
 def print_end(seconds: float, others: float | None) -> None:
@@ -183,14 +186,15 @@ def print_end(seconds: float, others: float | None) -> None:
         print(f"; others used {others:.0%} of this machine meanwhile")
 
 
-def print_targets(figures: dict[str, Any]) -> None:
+def print_targets(figures: dict[str, Any], more: Sequence[Target] = ()) -> None:
     """What was to be reached, and what was."""
-    print("\nTargets")
-    for text, value, reached in _targets(figures):
+    if found := [*_targets(figures), *more]:
+        print("\nTargets")
+    for text, value, reached in found:
         print(f"  {'✓' if reached else '✗'} {text:<72}{value}")
 
 
-def _targets(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
+def _targets(figures: dict[str, Any]) -> list[Target]:
     found = []
     if decisions := figures.get("decisions"):
         rate = decisions["Sluice, 3 buckets of 6 windows"]["perSecond"]
@@ -208,7 +212,8 @@ def _targets(figures: dict[str, Any]) -> list[tuple[str, str, bool]]:
     return found
 
 
-def _table(figures: dict[str, Figures], columns: Sequence[tuple[str, str, str]]) -> None:
+def table(figures: dict[str, Figures], columns: Sequence[tuple[str, str, str]]) -> None:
+    """One row for each name."""
     widths = [max(len(title), 9) for title, _, _ in columns]
     first = max(map(len, figures)) + 2
     titles = "  ".join(f"{title:>{width}}" for (title, _, _), width in zip(columns, widths, strict=True))

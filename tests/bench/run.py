@@ -1,4 +1,4 @@
-"""`make bench`: how fast the gate decides, what it adds to a call, and what its parts cost."""
+"""`make bench`: how fast the gate decides, alone and with others, what it adds to a call, and what its parts cost."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Final
 
-from bench import bodies, calls, decisions, grpc_load, machine, parts, report
+from bench import bodies, calls, decisions, grpc_load, machine, parts, replay, report, report_shared, shared
 from bench.decisions import OVER_LIMIT, PATH, Case
 from bench.programs import loader
 from bench.samples import GOOD
 
-SECTIONS: Final = ("decisions", "calls", "parts", "bodies")
+SECTIONS: Final = ("decisions", "shared", "calls", "parts", "bodies")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -32,6 +32,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             plan = decisions.Plan(1, 0.5, 1.0) if options.quick else decisions.Plan(4, 0.7, 1.5)
             figures["decisions"] = report.of_decisions(decisions.measure(folder, plan, _others(options), _say))
             report.print_decisions(figures["decisions"])
+        if "shared" in options.sections:
+            figures |= report_shared.of_shared(_shared(folder, is_quick=options.quick))
+            report_shared.print_shared(figures)
         if "calls" in options.sections:
             quick = calls.Plan(2, 0.5, 0.4, 0.8, 1)
             plan_of_calls = quick if options.quick else calls.Plan(5, 1.5, 0.7, 1.5, 2)
@@ -46,14 +49,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
             _say("bodies")
             figures["bodies"] = report.of_bodies(bodies.measure(bodies.SIZES[:3] if options.quick else bodies.SIZES))
             report.print_bodies(figures["bodies"])
-    report.print_targets(figures)
+    report.print_targets(figures, report_shared.targets(figures))
     figures["othersShare"] = others.share()
     report.print_end(time.monotonic() - began, figures["othersShare"])
     if options.json is not None:
         options.json.write_text(json.dumps(figures, indent=2, ensure_ascii=False) + "\n")
-    failures = sum(
-        row["failures"] for name in ("decisions", "calls", "bodies") for row in figures.get(name, {}).values()
-    )
+    checked = ("decisions", "shared", "sharedRedis", "calls", "bodies")
+    failures = sum(row["failures"] for name in checked for row in figures.get(name, {}).values())
     if failures:
         print(f"{failures} answers were wrong or missing: these figures mean nothing", file=sys.stderr)
     return 1 if failures else 0
@@ -64,7 +66,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
         prog="make bench", usage='make bench ARGS="[options] [SECTION ...]"', description=__doc__
     )
     parser.add_argument("sections", nargs="*", metavar="SECTION", help=f"{', '.join(SECTIONS)}; all if none is named")
-    parser.add_argument("--quick", action="store_true", help="under 40 s rather than under 3 minutes: less exact")
+    parser.add_argument("--quick", action="store_true", help="under a minute rather than four: less exact")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the figures there, too")
     other = parser.add_argument_group("another rate-limit service, in the table of decisions")
     other.add_argument("--rls", metavar="ADDRESS", help="HOST:PORT or unix:PATH of its gRPC server, started by you")
@@ -97,6 +99,12 @@ def _others(options: argparse.Namespace) -> list[Case]:
     entries = tuple(tuple(pair.split("=", 1)) for pair in options.descriptor.split(","))
     messages = decisions.messages(options.domain, entries)
     return [Case(options.rls, options.rls, PATH, messages, options.pid, (GOOD, OVER_LIMIT))]
+
+
+def _shared(folder: Path, *, is_quick: bool) -> shared.Comparison:
+    if is_quick:
+        return shared.measure(folder, decisions.Plan(1, 0.3, 0.7), replay.Plan(1, 10_000), _say)
+    return shared.measure(folder, decisions.Plan(4, 0.7, 1.5), replay.Plan(5, 30_000), _say)
 
 
 def _say(text: str) -> None:

@@ -21,6 +21,7 @@ from typing import Final
 from sluice_sidecar import tether
 from sluice_sidecar.http_client import fetch
 from sluice_sidecar.settings import Failed
+from sluice_sidecar.stores.address import PASSWORD_VARIABLE
 
 logger = logging.getLogger("envoy")
 
@@ -77,6 +78,8 @@ class EnvoyProcess:
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.DEVNULL,
             stderr=asyncio.subprocess.PIPE,
+            # Envoy has no use for the password of the store.
+            env={name: value for name, value in os.environ.items() if name != PASSWORD_VARIABLE},
             limit=LONGEST_LINE,
             process_group=0,
         )

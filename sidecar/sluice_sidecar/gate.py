@@ -14,7 +14,7 @@ from sluice.config.merge import Configuration, Provider
 from sluice.config.types import SubjectSource
 from sluice.core.decisions import Refusal
 from sluice.core.engine import Engine
-from sluice.core.keys import Scope
+from sluice.core.keys import BucketKey, Scope
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Summary
@@ -62,8 +62,8 @@ class Store(Protocol):
     def apply(self, rules: RuleBook, providers: Iterable[str]) -> None:
         """Put rules in force, here as well as in the engine."""
 
-    def heard(self, permit: Permit, feedback: Feedback) -> None:
-        """The provider has spoken of its own limits: the other gates should know."""
+    def heard(self, account: BucketKey, feedback: Feedback, pause: int) -> None:
+        """The provider has spoken of its own limits, and is not asked for so many ns: the other gates should know."""
 
     async def pictures(self, states: Iterable[BucketState]) -> list[BucketState]:
         """The same buckets, as all gates together have used them."""
@@ -159,10 +159,10 @@ class Gate:
 
     def hear(self, permit: Permit, feedback: Feedback) -> None:
         """The provider has spoken of its own limits."""
-        self.engine.hear(permit, feedback, self.clock())
+        pause = self.engine.hear(permit, feedback, self.clock())
         self.rearm()
-        if self.store is not None:
-            self.store.heard(permit, feedback)
+        if self.store is not None and pause is not None and permit.call.upstream is not None:
+            self.store.heard(permit.call.upstream, feedback, pause)
 
     def summary(self) -> Summary:
         """The totals, and how many calls wait or are in flight now."""

@@ -41,7 +41,7 @@ from sluice.core.permits import Call, Permit, Settled, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.states import BucketState, Snapshot, Summary, Totals, picture
 from sluice.core.telemetry import DebugLog, Telemetry
-from sluice.core.upstream import Upstreams, UpstreamState, marks_of
+from sluice.core.upstream import Heard, Upstreams, UpstreamState, marks_of
 from sluice.core.waiting import Waiters
 from sluice.core.windows import NEVER
 from sluice.core.words import Feedback
@@ -228,19 +228,20 @@ class Engine:
             if permit.elsewhere is not None:
                 permit.elsewhere.amend(failed, NO_CHARGE)
 
-    def hear(self, permit: Permit, feedback: Feedback, now: int) -> None:
-        """Take what the provider's answer to this call says of the provider's own limits."""
+    def hear(self, permit: Permit, feedback: Feedback, now: int) -> int | None:
+        """Take what the provider's answer to this call says of the provider's own limits.
+
+        Returns the nanoseconds until the provider is asked again, 0 where it is asked now; None if nothing is kept.
+        """
         with self._lock:
             now = self._advance_clock(now)
-            upstream, is_new, is_paused = self._upstreams.hear(permit, feedback, now)
-            if upstream is None:
-                return
-            if is_new:
-                self._upstreams.stop(self._waiters.by_ticket.values(), upstream)
-            if is_paused and upstream.queue is not None:
-                for waiter in tuple(upstream.queue.waiters.values()):
-                    self._pump(self._reconsider(waiter, now) if waiter.pending else (), now)
-            self._pump((upstream,), now)
+            return self._heard(self._upstreams.hear(permit, feedback, now), now)
+
+    def hear_elsewhere(self, key: BucketKey, feedback: Feedback, now: int) -> None:
+        """Take what another gate has heard of an account; `key` is as in `Call.upstream`."""
+        with self._lock:
+            now = self._advance_clock(now)
+            self._heard(self._upstreams.hear_elsewhere(key, feedback, now), now)
 
     # -- time and limits -----------------------------------------------------------------------------------------
 
@@ -361,6 +362,18 @@ class Engine:
         permit.deadline = now + self.settings.lease
         self._unclaimed[permit.lease] = permit
         self._telemetry.acquired(permit)
+
+    def _heard(self, heard: Heard | None, now: int) -> int | None:
+        if heard is None:
+            return None
+        upstream, is_new, is_paused = heard
+        if is_new:
+            self._upstreams.stop(self._waiters.by_ticket.values(), upstream)
+        if is_paused and upstream.queue is not None:
+            for waiter in tuple(upstream.queue.waiters.values()):
+                self._pump(self._reconsider(waiter, now) if waiter.pending else (), now)
+        self._pump((upstream,), now)
+        return max(0, upstream.paused_until - now)
 
     def _refuse(self, call: Call, refusal: Refusal, waited: int) -> Refusal:
         self._totals.rejected += 1

@@ -34,9 +34,9 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from sluice.core.buckets import NOTHING, RECENT, Bucket, Demand, Obstacle, Sweep
 from sluice.core.decisions import Reason
@@ -273,6 +273,16 @@ def _matters(quota: Quota, admitted_at: int, now: int) -> bool:
     return admitted_at + quota.reset > now
 
 
+class Heard(NamedTuple):
+    """What has come of a word."""
+
+    upstream: Upstream
+    """The bucket that it concerns."""
+    is_new: bool
+    is_paused: bool
+    """True if there is a pause now of which those who wait must hear."""
+
+
 class Upstreams:
     """Every upstream bucket of an engine."""
 
@@ -295,26 +305,31 @@ class Upstreams:
                 waiter.buckets += (bucket,)
                 bucket.join(waiter)
 
-    def hear(self, permit: Permit, feedback: Feedback, now: int) -> tuple[Upstream | None, bool, bool]:
-        """Take what came with the answer to a call.
-
-        Returns the bucket that it concerns, None if nothing has to be known of it; whether that bucket is new; and
-        whether there is a pause now of which those who wait must hear.
-        """
+    def hear(self, permit: Permit, feedback: Feedback, now: int) -> Heard | None:
+        """Take what came with the answer to a call; None if nothing has to be known of it."""
         key = permit.call.upstream
         if key is None:
-            return None, False, False
+            return None
+        return self._hear(key, feedback, permit.admitted_at, dict(permit.marks), now)
+
+    def hear_elsewhere(self, key: BucketKey, feedback: Feedback, now: int) -> Heard | None:
+        """Take what came with the answer to a call of another gate: as if ours had all been admitted before it."""
+        return self._hear(key, feedback, now, None, now)
+
+    def _hear(
+        self, key: BucketKey, feedback: Feedback, admitted_at: int, marks: Mapping[Upstream, Demand] | None, now: int
+    ) -> Heard | None:
         if feedback.refused_as is RefusedAs.SPEND_CAP:
             key, feedback = key._replace(models=""), feedback._replace(quotas=())
         bucket, is_new = self.buckets.get(key), False
         if bucket is None:
-            says_much = any(_matters(quota, permit.admitted_at, now) for quota in feedback.quotas)
+            says_much = any(_matters(quota, admitted_at, now) for quota in feedback.quotas)
             if not (says_much or feedback.refused_as) or len(self.buckets) >= MOST:
-                return None, False, False
+                return None
             bucket, is_new = self.buckets.setdefault(key, Upstream(key)), True
         # A call that was admitted before there was this bucket came before all that the bucket has taken.
-        mark = next((mark for marked, mark in permit.marks if marked is bucket), NOTHING)
-        return bucket, is_new, bucket.hear(feedback, permit.admitted_at, mark, now)
+        mark = bucket.taken if marks is None else marks.get(bucket, NOTHING)
+        return Heard(bucket, is_new, bucket.hear(feedback, admitted_at, mark, now))
 
     def forget_idle(self, now: int) -> None:
         for key, bucket in self._sweep.some(self.buckets):

@@ -7,11 +7,11 @@ from typing import TYPE_CHECKING, Any, Final
 
 from sluice.core.buckets import Bucket, Charge
 from sluice.core.decisions import Reason, Refusal
-from sluice.core.limits import SECOND
+from sluice.core.limits import SECOND, Sharing
 from sluice.core.permits import Call, Permit, Waiter
 from sluice_sidecar.health import StoreMode
 from sluice_sidecar.stores.shared import decision
-from sluice_sidecar.stores.shared.client import Ask, StoreError
+from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError
 from sluice_sidecar.stores.shared.decision import limited
 from sluice_sidecar.stores.shared.keyspace import LIFE, SILENCE, Booking
 
@@ -41,6 +41,8 @@ class Asking:
         self._buckets: tuple[Bucket, ...] = ()
         self._waiter: Waiter | None = None
         self._again = asyncio.Event()
+        self._is_leased = all(limits.sharing is Sharing.LEASED for _, limits, _ in call.applied)
+        self._asked_at = arrived
 
     @property
     def blocked_by(self) -> tuple[Bucket, ...]:
@@ -57,6 +59,9 @@ class Asking:
             while self._store.health.mode is StoreMode.SHARED:
                 permit = await self._gate.acquire_here(self._call, tell=False)
                 if not isinstance(permit, Permit):
+                    return permit
+                self._buckets = limited(permit)
+                if self._is_leased and self._ticket == NEWCOMER and self._has_used_slices(permit):
                     return permit
                 reply = await self._ask(permit)
                 if reply is None:
@@ -75,29 +80,55 @@ class Asking:
 
     async def _ask(self, permit: Permit) -> Any:
         """What the store says of a call that the engine has counted; None if it does not answer."""
-        self._buckets = limited(permit)
-        ask = self._question(permit)
-        before = self._gate.clock()
+        self._asked_at = before = self._gate.clock()
+        ask = None
         try:
+            await self._meet()
+            ask = self._question(permit)
             reply = await self._store.client.ask(ask)
         except BaseException as error:
-            ask.late = lambda reply: self._give_back(permit, reply)
-            ask.settle_late()
+            if ask is not None:
+                ask.late = lambda reply: self._give_back(permit, reply)
+                ask.settle_late()
             self._gate.engine.withdraw(permit, self._gate.clock())
             if not isinstance(error, StoreError):
                 raise
-            self._store.health.decided(StoreMode.LOCAL, self._gate.clock() - before)
+            self._store.health.waits.observe((self._gate.clock() - before) / SECOND)
             self._store.go_local(str(error))
             return None
         self._store.health.decided(StoreMode.SHARED, self._gate.clock() - before)
         return reply
+
+    async def _meet(self) -> None:
+        """A provider that has just come into the limits: the store is about to be heard of it."""
+        if not self._keyspace.epoch:
+            try:
+                async with asyncio.timeout(PATIENCE):
+                    await self._keyspace.met.wait()
+            except TimeoutError:
+                raise StoreError("was not heard of a provider in time") from None
+
+    def _has_used_slices(self, permit: Permit) -> bool:
+        """Admit the call without asking, if there are slices of all its buckets that it fits into."""
+        now, keyspace = self._gate.clock(), self._keyspace
+        used = keyspace.slices.use(self._buckets, self._call.demand, now)
+        if used is None:
+            return False
+        held = {keyspace.forms.of(part.bucket).stored: part.leases.pop() for part in used if part.leases}
+        permit.elsewhere = Booking(keyspace, permit, used[0].at, held)
+        permit.counted = tuple([count for part in used for count in part.counted])
+        self._gate.engine.confirm(permit, now, now - self._arrived)
+        self._store.health.decided(StoreMode.SHARED)
+        return True
 
     def _question(self, permit: Permit) -> Ask:
         keyspace, keys = self._keyspace, self._keyspace.keys
         patience = 0 if self._waiter is None else max(0, self._waiter.deadline - self._gate.clock()) // 1000
         names = [keys.gates, keys.tickets, keys.epoch, keys.recovery]
         args: list[Any] = [keys.prefix, keyspace.epoch, self._store.name, SILENCE, permit.lease, LIFE, self._ticket]
-        args += (patience, 0, *permit.call.demand)
+        leased = self._is_leased and self._ticket == NEWCOMER
+        more = keyspace.slices.wanted(self._buckets, self._asked_at) if leased else 0
+        args += (patience, more, *permit.call.demand)
         for bucket in self._buckets:
             form = keyspace.forms.of(bucket)
             names += form.stored
@@ -106,8 +137,13 @@ class Asking:
 
     def _admitted(self, permit: Permit, reply: Any) -> Permit:
         now, engine = self._gate.clock(), self._gate.engine
-        permit.elsewhere = Booking(self._keyspace, permit, reply[1], permit.lease)
-        permit.counted = tuple(reply[2])
+        _, server, counted, more, *_ = reply
+        permit.elsewhere = Booking(self._keyspace, permit, server)
+        permit.counted = tuple(counted)
+        if more:
+            demand, lease = self._call.demand, permit.lease
+            self._keyspace.slices.add(self._buckets, demand, lease, more, counted, server, self._asked_at)
+            self._store.look_after_slices()
         engine.confirm(permit, now, now - self._arrived)
         if len(reply) == _WITH_SHADOWS:
             engine.tell_shadow(self._call, self._obstacles(reply[4], reply[1], now), now)
@@ -157,9 +193,13 @@ class Asking:
     def _give_back(self, permit: Permit, reply: Any) -> None:
         """The store has admitted the call, or let it wait, when nobody waited for its answer any more."""
         if reply[0] == decision.ADMITTED:
-            demand = permit.call.demand
-            booking = Booking(self._keyspace, permit, reply[1], permit.lease)
+            _, server, counted, more, *_ = reply
+            demand, slices = permit.call.demand, self._keyspace.slices
+            booking = Booking(self._keyspace, permit, server)
             booking.amend(-demand.requests, Charge(-demand.tokens, -demand.input_tokens, -demand.output_tokens))
             booking.free()
+            if more:
+                slices.add(self._buckets, demand, permit.lease, more, counted, server, self._asked_at)
+                self._store.look_after_slices()
         elif reply[0] == decision.NO_ROOM and reply[2]:
             self._keyspace.leave(reply[2], [self._keyspace.forms.of(bucket).stored for bucket in self._buckets])

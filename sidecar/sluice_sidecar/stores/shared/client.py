@@ -42,6 +42,12 @@ PATIENCE: Final = 0.015
 """Seconds that a decision waits for the server: with what the gate itself needs, it is made within 20 ms."""
 SLOW: Final = 1.0
 """Seconds that everything else waits."""
+LATE: Final = 0.005
+"""Seconds by which a timer of a busy loop comes late; a quiet one is late by a tenth of that."""
+MOST_LATE: Final = 0.1
+"""Seconds for which it may be late before it gives up all the same."""
+TURNS: Final = 3
+"""Of the loop, from bytes that have come to whoever waits for them."""
 MOST_PIPELINES: Final = 4
 """Under way at once; what is asked meanwhile goes together in the next."""
 
@@ -111,9 +117,8 @@ class Client:
         self._asked.append(ask)
         if not self._due:
             self._due = True
-            loop = asyncio.get_running_loop()
-            loop.call_soon(self._send)
-            loop.call_later(PATIENCE, _give_up, self._asked)
+            asyncio.get_running_loop().call_soon(self._send)
+            _Patience(self._asked)
         return ask.future
 
     async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> Any:
@@ -158,7 +163,7 @@ class Client:
             raise StoreError(explained(error)) from None
         finally:
             with suppress(RedisError, OSError):
-                await pubsub.aclose()  # type: ignore[no-untyped-call]
+                await pubsub.aclose()
 
     async def close(self) -> None:
         """Drop every connection. What is still under way fails."""
@@ -209,9 +214,27 @@ class Client:
         return list(await pipeline.execute(raise_on_error=False))
 
 
-def _give_up(asks: list[Ask]) -> None:
-    for ask in asks:
-        ask.give_up()
+class _Patience:
+    """Gives up for those who have asked together, in time. Not where this program is late: no server can help that."""
+
+    def __init__(self, asks: list[Ask]) -> None:
+        self._asks = asks
+        self._loop = asyncio.get_running_loop()
+        self._ends = self._loop.time() + PATIENCE
+        self._ends_for_good = self._ends + MOST_LATE
+        self._loop.call_at(self._ends, self._end, TURNS)
+
+    def _end(self, turns: int) -> None:
+        if turns:  # an answer that has come already is read in these turns
+            self._loop.call_soon(self._end, turns - 1)
+            return
+        now = self._loop.time()
+        if now - self._ends > LATE and now < self._ends_for_good:
+            self._ends = now + (now - self._ends)
+            self._loop.call_at(self._ends, self._end, TURNS)
+            return
+        for ask in self._asks:
+            ask.give_up()
 
 
 def explained(error: BaseException) -> str:
@@ -281,7 +304,7 @@ def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Pa
         of_sentinels = {
             name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry", "protocol")
         }
-        sentinel = Sentinel(list(address.hosts), sentinel_kwargs=of_sentinels, **options)  # type: ignore[no-untyped-call]
+        sentinel = Sentinel(list(address.hosts), sentinel_kwargs=of_sentinels, **options)
         master: Redis = sentinel.master_for(address.service)
         return master
     if address.path is not None:

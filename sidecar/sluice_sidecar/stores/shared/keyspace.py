@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from sluice.core.buckets import Bucket, Charge
@@ -17,6 +17,7 @@ from sluice_sidecar.stores.shared.decision import Forms, limited
 from sluice_sidecar.stores.shared.names import Keys, StoredBucket
 from sluice_sidecar.stores.shared.owed import Owed
 from sluice_sidecar.stores.shared.scripts import Scripts
+from sluice_sidecar.stores.shared.slices import Slices
 
 SILENCE: Final = 3 * SECOND // 1000
 """Microseconds after its last beat in which a gate counts as alive."""
@@ -35,15 +36,20 @@ class Booking:
 
     __slots__ = ("_at", "_held", "_keyspace", "_lease", "_places")
 
-    def __init__(self, keyspace: Keyspace, permit: Permit, at: int, lease: str) -> None:
+    def __init__(
+        self, keyspace: Keyspace, permit: Permit, at: int, held: Mapping[StoredBucket, str] | None = None
+    ) -> None:
+        """`at` is the server's time in µs. `held` names the permit in each bucket; None: as its lease."""
         self._keyspace = keyspace
         self._at = at
-        self._lease = lease
+        self._lease = permit.lease
         self._places = tuple([(bucket, keyspace.forms.of(bucket)) for bucket in limited(permit)])
-        self._held: set[StoredBucket] = set()
+        self._held: dict[StoredBucket, str] = {}
         if permit.call.demand.slots:
-            self._held.update(form.stored for bucket, form in self._places if bucket.max_concurrent != NEVER)
-            keyspace.live[lease] = self
+            if held is None:
+                held = {form.stored: self._lease for bucket, form in self._places if bucket.max_concurrent != NEVER}
+            self._held.update(held)
+            keyspace.live.add(self)
 
     def amend(self, requests: int, charge: Charge) -> None:
         for _, form in self._places:
@@ -52,9 +58,9 @@ class Booking:
         self._keyspace.tell()
 
     def free(self) -> None:
-        self._keyspace.live.pop(self._lease, None)
-        for stored in self._held:
-            self._keyspace.owed.ended(stored, self._lease)
+        self._keyspace.live.discard(self)
+        for stored, lease in self._held.items():
+            self._keyspace.owed.ended(stored, lease)
         if self._held:
             self._keyspace.tell()
 
@@ -62,8 +68,7 @@ class Booking:
         """The call goes on, and holds its place also where calls at a time are capped only now."""
         for bucket, form in self._places:
             if bucket.max_concurrent != NEVER:
-                self._held.add(form.stored)
-                self._keyspace.owed.alive(form.stored, self._lease)
+                self._keyspace.owed.alive(form.stored, self._held.setdefault(form.stored, self._lease))
 
 
 class Keyspace:
@@ -84,14 +89,17 @@ class Keyspace:
         self.forms = Forms(self.keys)
         self.owed = Owed()
         self.tell = tell
-        self.live: dict[str, Booking] = {}
-        """The calls in flight, by their leases there."""
+        self.slices = Slices(self.forms, lambda: self.owed)
+        self.live: set[Booking] = set()
+        """The calls in flight."""
         self.ahead = ahead
         """Nanoseconds by which the server's clock is ahead of ours."""
         self.gates = 0
         """Gates alive; 0 before it was ever heard."""
         self.epoch = ""
         """How long the server has remembered; empty before it was ever heard."""
+        self.met = asyncio.Event()
+        """It was heard."""
         self._leaving: dict[int, tuple[StoredBucket, ...]] = {}
         """Tickets of calls that wait no more, of which the server does not know that yet."""
         self._gate = gate
@@ -117,6 +125,7 @@ class Keyspace:
         self.ahead = server * _US - (before + clock()) // 2
         self.gates, self._last = max(1, gates), last
         known, self.epoch = self.epoch, epoch.decode("ascii", "replace")
+        self.met.set()
         if known not in ("", self.epoch):
             raise Forgotten("has lost its memory: every gate tells it again what it has counted")
         if recovering:
@@ -156,7 +165,7 @@ class Keyspace:
 
     def renew(self) -> None:
         """Every call in flight goes on."""
-        for booking in self.live.values():
+        for booking in self.live:
             booking.renew()
         if self.owed:
             self.tell()
@@ -164,6 +173,7 @@ class Keyspace:
     def tell_again(self, kept: Iterable[tuple[Bucket, KeptBucket]]) -> None:
         """The server has forgotten: owe it all that this gate has counted."""
         self.owed.forget()
+        self.slices.forget()
         for bucket, counts in kept:
             self.owed.tell_again(self.keys.bucket(bucket.key), counts, self.ahead)
         self.renew()

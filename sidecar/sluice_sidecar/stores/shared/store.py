@@ -22,15 +22,16 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Final
 
-from sluice.core.buckets import Bucket
+from sluice.core.buckets import Bucket, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keeping import keep
 from sluice.core.keys import BucketKey
-from sluice.core.limits import SECOND, Cap, Mode, StoreFailure
+from sluice.core.limits import CALL_CAPS, PART_CAPS, SECOND, Cap, Limits, Mode, StoreFailure
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.sharing import local_share
@@ -42,14 +43,19 @@ from sluice_sidecar.health import StoreHealth, StoreMode
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.stores.shared import decision
 from sluice_sidecar.stores.shared.asking import FORGOTTEN, Asking
-from sluice_sidecar.stores.shared.client import Client, StoreError
+from sluice_sidecar.stores.shared.client import PATIENCE, Client, StoreError
 from sluice_sidecar.stores.shared.keyspace import Booking, Forgotten, Keyspace
 from sluice_sidecar.stores.shared.scripts import Scripts
+from sluice_sidecar.stores.shared.word import Speaker
 
 logger = logging.getLogger(__name__)
 
 BEAT: Final = 1.0
 """Seconds between two signs of life; also how often a store that is away is looked for."""
+HICCUP: Final = 0.05
+"""Seconds after which a store is looked at again that has just failed to answer, the first time."""
+STEADY: Final = 10 * SECOND
+"""Nanoseconds without a failure after which one counts as the first."""
 RENEWAL: Final = 5
 """Beats after which permits are renewed: a third of their life."""
 RETRY_AFTER: Final = SECOND
@@ -79,8 +85,14 @@ class SharedStore:
         self._era = 0
         self._beats = 0
         self._owing = asyncio.Event()
+        self._look = asyncio.Event()
+        self._hiccup = HICCUP
+        self._steady_at = 0
         self._tasks: list[asyncio.Task[None]] = []
         self._listener: asyncio.Task[None] | None = None
+        self._slices_timer: asyncio.TimerHandle | None = None
+        self._speaker = Speaker(name)
+        self._telling: set[asyncio.Task[None]] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------
 
@@ -94,6 +106,10 @@ class SharedStore:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self._slices_timer is not None:
+            self._slices_timer.cancel()
+        for keyspace in self.keyspaces.values():
+            keyspace.slices.give_back()
         try:
             async with asyncio.timeout(ENDING):
                 await self._pay()
@@ -114,8 +130,10 @@ class SharedStore:
                 self.health.prefix, provider, self.name, self.client, self.scripts, self._ahead, self._owing.set
             )
         self._enforce()
-        if added and self.health.mode is StoreMode.SHARED:
-            self.go_local("is not asked about every provider yet")
+        if added:
+            self._look.set()
+            if self._listener is not None:
+                self._listener.cancel()
 
     @property
     def queued(self) -> int:
@@ -137,10 +155,23 @@ class SharedStore:
             if outcome is not None:
                 return outcome
 
+    def _refused_alone(self, call: Call) -> Refusal | None:
+        """Refused because the store is away, and for nothing that the call itself could change."""
+        for key, limits, _ in call.applied:
+            if limits.mode is not Mode.ENFORCE:
+                continue
+            if limits.failure_policy is StoreFailure.DENY:
+                cap, limit = next(iter(limits.caps.items()))
+                return Refusal(Reason.STORE_UNAVAILABLE, key, cap, limit, 0, call.demand.requests, RETRY_AFTER)
+            too_large = _too_large(call.demand, limits)
+            if too_large is not None and _too_large(call.demand, self._rules.limits_of(key)) is None:
+                return Refusal(Reason.STORE_UNAVAILABLE, key, too_large[0], too_large[1], 0, too_large[2], RETRY_AFTER)
+        return None
+
     async def _decide_alone(self, call: Call, arrived: int) -> Permit | Refusal | None:
         now = self.gate.clock()
         self.health.decided(StoreMode.LOCAL)
-        refusal = _refused_alone(call)
+        refusal = self._refused_alone(call)
         if refusal is not None:
             return self.gate.engine.refuse(call, refusal, now, now - arrived)
         if call.patience != NEVER:
@@ -148,7 +179,7 @@ class SharedStore:
         permit = await self.gate.acquire_here(call)
         if isinstance(permit, Permit) and permit.lease:
             keyspace = self.keyspaces[_provider(call)]
-            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), permit.lease)
+            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at))
             booking.amend(call.demand.requests, permit.charge)
             permit.elsewhere = booking
         return permit
@@ -184,10 +215,21 @@ class SharedStore:
             waiting.ask_again()
 
     def go_local(self, problem: str) -> None:
+        """The store does not decide any more."""
         before = self.health.mode
         self.health.local(problem)
         if before is not self.health.mode:
+            for keyspace in self.keyspaces.values():
+                keyspace.slices.give_back()
             self._enforce()
+            self._look_soon()
+
+    def _look_soon(self) -> None:
+        """It may have been a hiccup: look again before the next beat, but later each time if it comes and goes."""
+        now = self.gate.clock()
+        self._hiccup = min(2 * self._hiccup, BEAT) if now < self._steady_at else HICCUP
+        self._steady_at = now + STEADY
+        asyncio.get_running_loop().call_later(self._hiccup, self._look.set)
 
     def _go_shared(self, gates: int) -> None:
         before = self.health.mode
@@ -199,7 +241,10 @@ class SharedStore:
 
     async def _keep_beating(self) -> None:
         while True:
-            await asyncio.sleep(BEAT)
+            with suppress(TimeoutError):
+                async with asyncio.timeout(BEAT):
+                    await self._look.wait()
+            self._look.clear()
             try:
                 await self._beat()
             except Exception as error:  # noqa: BLE001  the next beat may go better
@@ -216,7 +261,7 @@ class SharedStore:
             if self.health.mode is StoreMode.LOCAL:
                 await self._pay()
             if self._listener is None or self._listener.done():
-                self._listener = asyncio.create_task(self._listen(self._channels()))
+                self._listener = asyncio.create_task(self._listen())
         except StoreError as error:
             self.go_local(str(error))
             return
@@ -224,7 +269,7 @@ class SharedStore:
         self._nudge_first()
 
     async def _hear_all(self) -> None:
-        keyspaces = tuple(self.keyspaces.values())
+        keyspaces, before = tuple(self.keyspaces.values()), self.gate.clock()
         heard = await asyncio.gather(*[each.beat(self.gate.clock) for each in keyspaces], return_exceptions=True)
         for keyspace, error in zip(keyspaces, heard, strict=True):
             if isinstance(error, Forgotten):
@@ -236,6 +281,9 @@ class SharedStore:
         for error in heard:
             if isinstance(error, BaseException):
                 raise error
+        took = (self.gate.clock() - before) / SECOND
+        if self.health.mode is StoreMode.LOCAL and took > PATIENCE:
+            raise StoreError(f"answers too slowly: in {took * 1000:.0f} ms")
 
     def _tell_again(self, keyspace: Keyspace) -> None:
         engine = self.gate.engine
@@ -256,6 +304,23 @@ class SharedStore:
                     self.go_local("could not be spoken with")
                     logger.error("what is owed could not be sent: %s", whereabouts(error))  # noqa: TRY400
 
+    def look_after_slices(self) -> None:
+        """There are slices, which end."""
+        if self._slices_timer is None:
+            end = min(keyspace.slices.next_end for keyspace in self.keyspaces.values())
+            delay = max(0, end - self.gate.clock()) / SECOND
+            self._slices_timer = asyncio.get_running_loop().call_later(delay + 0.0005, self._give_back_slices)
+
+    def _give_back_slices(self) -> None:
+        self._slices_timer = None
+        now = self.gate.clock()
+        for keyspace in self.keyspaces.values():
+            keyspace.slices.give_back(now)
+            if keyspace.owed:
+                self._owing.set()
+        if any(keyspace.slices.next_end != NEVER for keyspace in self.keyspaces.values()):
+            self.look_after_slices()
+
     async def _pay(self) -> None:
         try:
             await asyncio.gather(*[each.flush() for each in self.keyspaces.values() if each.owes])
@@ -263,17 +328,18 @@ class SharedStore:
             owes = any(each.owes for each in self.keyspaces.values())
             self.health.unsent_since = (self.health.unsent_since or self.gate.clock()) if owes else None
 
-    async def _listen(self, channels: Mapping[bytes, str]) -> None:
+    async def _listen(self) -> None:
+        """Hear who may get on, and what the provider says to other gates."""
+        waking = {keyspace.keys.wakes: provider for provider, keyspace in self.keyspaces.items()}
+        words = {keyspace.keys.word: provider for provider, keyspace in self.keyspaces.items()}
         try:
-            async for channel, message in self.client.listen(tuple(channels)):
-                waiting = self.waiting.get((channels[channel], int(message)))
-                if waiting is not None:
+            async for channel, message in self.client.listen((*waking, *words)):
+                if channel in words:
+                    self._hear(words[channel], message)
+                elif message.isdigit() and (waiting := self.waiting.get((waking[channel], int(message)))):
                     waiting.ask_again()
         except StoreError:
             return  # the next beat listens again; until then it looks after those who wait
-
-    def _channels(self) -> dict[bytes, str]:
-        return {keyspace.keys.wakes: provider for provider, keyspace in self.keyspaces.items()}
 
     def _nudge_first(self) -> None:
         """Let the first that wait here ask again: a word that there is room may have been lost."""
@@ -322,22 +388,42 @@ class SharedStore:
 
     # -- the provider's own word ---------------------------------------------------------------------------------
 
-    def heard(self, permit: Permit, feedback: Feedback) -> None:
-        """See `sluice_sidecar.gate.Store`."""
+    def heard(self, account: BucketKey, feedback: Feedback, pause: int) -> None:
+        """See `sluice_sidecar.gate.Store`. While the store is away the others hear it from the provider themselves."""
+        message = self._speaker.message(account, feedback, pause, self.gate.clock())
+        keyspace = self.keyspaces.get(account.provider)
+        if message is not None and keyspace is not None and self.health.mode is StoreMode.SHARED:
+            telling = asyncio.get_running_loop().create_task(self._tell(keyspace, message))
+            self._telling.add(telling)
+            telling.add_done_callback(self._telling.discard)
+
+    async def _tell(self, keyspace: Keyspace, message: bytes) -> None:
+        with suppress(StoreError):
+            await self.client.publish(keyspace.keys.word, message)
+
+    def _hear(self, provider: str, message: bytes) -> None:
+        said = self._speaker.heard(provider, message)
+        if said is not None:
+            self.gate.engine.hear_elsewhere(*said, self.gate.clock())
+            self.gate.rearm()
 
 
 def _provider(call: Call) -> str:
     return call.applied[0].key.provider
 
 
-def _refused_alone(call: Call) -> Refusal | None:
-    """Refused because the store is away, and for nothing that the call itself could change."""
-    for key, limits, _ in call.applied:
-        if limits.mode is not Mode.ENFORCE:
-            continue
-        if limits.failure_policy is StoreFailure.DENY:
-            cap, limit = next(iter(limits.caps.items()))
-            return Refusal(Reason.STORE_UNAVAILABLE, key, cap, limit, 0, call.demand.requests, RETRY_AFTER)
+def _too_large(demand: Demand, limits: Limits) -> tuple[Cap, int, int] | None:
+    """A cap that the call could never fit under, with the cap's count and what is asked of it; None if there is none."""
+    if limits.max_concurrent is not None and demand.slots > limits.max_concurrent:
+        return Cap.MAX_CONCURRENT, limits.max_concurrent, demand.slots
+    for periods, names, asked in (
+        (limits.periods, CALL_CAPS, (demand.requests, demand.tokens)),
+        (limits.parts, PART_CAPS, (demand.input_tokens, demand.output_tokens)),
+    ):
+        for length, *caps in periods:
+            for name, cap, amount in zip(names[length], caps, asked, strict=True):
+                if cap is not None and amount > cap:
+                    return name, cap, amount
     return None
 
 

@@ -1,0 +1,166 @@
+"""Leased: a gate takes a slice of a bucket ahead, and admits calls within it without asking.
+
+Theory of operation
+    With a call that the store is asked for, the gate asks for some more like it: as many as it expects until the slot
+    of time ends (a sixtieth of a minute: one second). The store books them as if they had been admitted, and gives no
+    more than what is left divided by twice the number of gates. So nothing is ever admitted that is not booked, and
+    nothing is booked in an earlier slot than the one it is admitted in: the limit holds as it does without slices.
+
+    The price is what a slice holds and nobody uses: it is missing to the others until the slot ends, and is given back
+    then. Where somebody waits no slices are given; those that are out may still be used until they end.
+
+    How many are asked for follows demand: as many as there were in this slot so far, or in the last one, for the time
+    that is left of this one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Final
+
+from sluice.core.buckets import NOTHING, Bucket, Charge, Demand
+from sluice.core.keys import BucketKey
+from sluice.core.limits import SECOND
+from sluice.core.windows import NEVER
+from sluice_sidecar.stores.shared.decision import Forms
+from sluice_sidecar.stores.shared.owed import Owed
+
+LENGTH: Final = SECOND
+"""Nanoseconds of the slot in which a slice may be used: the shortest slot of any window."""
+MOST: Final = 1000
+"""Calls that are asked for ahead at once."""
+MOST_BUCKETS: Final = 10_000
+"""Of so many buckets it is known how many calls there were lately."""
+
+_US: Final = 1000
+
+
+class Slice:
+    """What this gate may still admit in one bucket."""
+
+    __slots__ = ("at", "bucket", "counted", "ends", "leases", "left")
+
+    def __init__(self, bucket: Bucket, at: int, ends: int) -> None:
+        self.bucket = bucket
+        self.at = at
+        """The server's time in µs at which it was taken."""
+        self.ends = ends
+        """When it may not be used any more, by our clock in ns."""
+        self.left = NOTHING
+        self.leases: list[str] = []
+        self.counted: tuple[int, ...] = ()
+        """What the bucket's windows counted then."""
+
+
+class Rate:
+    """Calls that touched a bucket, in this slot of our clock and in the last one."""
+
+    __slots__ = ("before", "calls", "slot")
+
+    def __init__(self, slot: int) -> None:
+        self.slot = slot
+        self.calls = 0
+        self.before = 0
+
+    def reach(self, slot: int) -> None:
+        if slot != self.slot:
+            self.before = self.calls if slot == self.slot + 1 else 0
+            self.slot, self.calls = slot, 0
+
+
+class Slices:
+    """The slices of one provider's buckets."""
+
+    def __init__(self, forms: Forms, owed: Callable[[], Owed]) -> None:
+        self._forms = forms
+        self._owed = owed
+        self._slices: dict[BucketKey, Slice] = {}
+        self._rates: dict[BucketKey, Rate] = {}
+        self.next_end: int = NEVER
+        """When the first of them ends."""
+
+    def use(self, buckets: Sequence[Bucket], demand: Demand, now: int) -> tuple[Slice, ...] | None:
+        """Take a call out of the slices of all its buckets; None, and nothing is taken, if one of them cannot have it.
+
+        The last lease in each of them is the call's, where calls at a time are capped.
+        """
+        slot = now // LENGTH
+        found = []
+        for bucket in buckets:
+            rate = self._rates.get(bucket.key)
+            if rate is None:
+                if len(self._rates) >= MOST_BUCKETS:
+                    self._rates.clear()
+                rate = self._rates[bucket.key] = Rate(slot)
+            rate.reach(slot)
+            rate.calls += 1
+            part = self._slices.get(bucket.key)
+            if part is not None and now < part.ends and _holds(part, bucket, demand):
+                found.append(part)
+        if len(found) < len(buckets):
+            return None
+        for part in found:
+            part.left = part.left.minus(demand)
+        return tuple(found)
+
+    def wanted(self, buckets: Sequence[Bucket], now: int) -> int:
+        """How many more calls like this one are likely until the slot ends."""
+        rest = LENGTH - now % LENGTH
+        rates = [self._rates.get(bucket.key) or Rate(0) for bucket in buckets]
+        return min([MOST, *(max(rate.calls - 1, rate.before * rest // LENGTH) for rate in rates)])
+
+    def add(
+        self,
+        buckets: Sequence[Bucket],
+        demand: Demand,
+        lease: str,
+        more: int,
+        counted: Sequence[int],
+        at: int,
+        asked: int,
+    ) -> None:
+        """The store has given so many further calls; it was asked at `asked`, by our clock, and answered at `at`."""
+        ends = asked + LENGTH - at * _US % LENGTH
+        first = 0
+        for bucket in buckets:
+            codes = len(self._forms.of(bucket).codes)
+            part = self._slices.get(bucket.key)
+            if part is not None and part.at * _US // LENGTH != at * _US // LENGTH:
+                self._give_back(part)
+                part = None
+            if part is None:
+                part = self._slices[bucket.key] = Slice(bucket, at, ends)
+            part.left = part.left.plus(Demand(*(more * amount for amount in demand)))
+            part.counted = tuple(counted[first : first + 2 * codes])
+            if demand.slots and bucket.max_concurrent != NEVER:
+                part.leases += [f"{lease}+{number}" for number in range(1, more + 1)]
+            first += 2 * codes
+        self.next_end = min(self.next_end, ends)
+
+    def give_back(self, now: int = NEVER) -> None:
+        """Owe the store what is left of the slices that have ended by `now`; of all, if nothing is said."""
+        for key, part in tuple(self._slices.items()):
+            if part.ends <= now:
+                del self._slices[key]
+                self._give_back(part)
+        self.next_end = min((part.ends for part in self._slices.values()), default=NEVER)
+
+    def forget(self) -> None:
+        """The store knows nothing of them any more."""
+        self._slices.clear()
+        self.next_end = NEVER
+
+    def _give_back(self, part: Slice) -> None:
+        form, owed = self._forms.of(part.bucket), self._owed()
+        _, requests, tokens, input_tokens, output_tokens = part.left
+        if form.codes and any(part.left):
+            owed.amend(form.stored, form.codes, part.at, -requests, Charge(-tokens, -input_tokens, -output_tokens))
+        for lease in part.leases:
+            owed.ended(form.stored, lease)
+
+
+def _holds(part: Slice, bucket: Bucket, demand: Demand) -> bool:
+    if demand.slots and bucket.max_concurrent != NEVER and not part.leases:
+        return False
+    left = part.left
+    return all(asked <= amount for asked, amount in zip(demand[1:], left[1:], strict=True))

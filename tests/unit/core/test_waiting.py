@@ -122,6 +122,17 @@ def test_a_waiter_is_admitted_when_the_window_has_slid_and_no_nanosecond_earlier
     assert admitted(waiter.outcome).waited == 51 * SECOND
 
 
+def test_who_could_get_on_but_hears_of_it_late_is_admitted_and_counts_from_then() -> None:
+    gate = Gate(user(limits=Limits(requests_per_minute=1, max_wait=SECOND)))
+    gate.admit(0)
+    waiter = gate.queue(MINUTE)
+    assert waiter.deadline == gate.engine.next_wake == 61 * SECOND
+    gate.engine.advance(90 * SECOND)
+    assert admitted(waiter.outcome).admitted_at == 90 * SECOND
+    assert gate.refuse(90 * SECOND).retry_after == 61 * SECOND
+    gate.admit(151 * SECOND)
+
+
 def test_what_would_clear_after_the_wait_is_refused_at_once() -> None:
     limits = Limits(requests_per_minute=1, max_wait=20 * SECOND)
     gate = Gate(user(limits=limits))

@@ -413,7 +413,7 @@ def _provider(call: Call) -> str:
 
 
 def _too_large(demand: Demand, limits: Limits) -> tuple[Cap, int, int] | None:
-    """A cap that the call could never fit under, with the cap's count and what is asked of it; None if there is none."""
+    """A cap that the call could never fit under, its count, and what is asked of it; None if there is none."""
     if limits.max_concurrent is not None and demand.slots > limits.max_concurrent:
         return Cap.MAX_CONCURRENT, limits.max_concurrent, demand.slots
     for periods, names, asked in (

@@ -17,7 +17,7 @@ from helpers.system import limits
 from standin import StandIn
 
 BODY = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "hello"}]}
-SECRET = "the-password-of-the-store"  # noqa: S105 - of a server that this test starts
+SECRET = "the-password-of-the-store"
 
 # Each starts two programs with an Envoy each: seconds, on a machine that is busy with others.
 pytestmark = pytest.mark.timeout(120)
@@ -134,13 +134,12 @@ async def test_leased_slices_admit_without_asking_and_never_more_than_the_limit(
         running_redis() as redis,
         gates(tmp_path, provider, redis, spec={"sharing": "Leased"}, requestsPerMinute=300) as both,
     ):
-        statuses: list[int] = []
 
-        async def client(program: Program) -> None:
-            for _ in range(25):
-                statuses.append((await call(program))[0])
+        async def client(program: Program) -> list[int]:
+            return [(await call(program))[0] for _ in range(25)]
 
-        await asyncio.gather(*[client(program) for program in both for _ in range(8)])
+        clients = [client(program) for program in both for _ in range(8)]
+        statuses = [status for told in await asyncio.gather(*clients) for status in told]
 
         assert set(statuses) == {200, 429}
         assert statuses.count(200) <= 300

@@ -67,7 +67,7 @@ class Asking:
                 if reply is None:
                     return None
                 if reply[0] == decision.ADMITTED:
-                    self._ticket = NEWCOMER  # the script has taken it out of the queues
+                    self._be_out_of_the_queues()  # the script has taken it out of those there
                     return self._admitted(permit, reply)
                 refusal = self._without_room(permit, reply)
                 if refusal is not None:
@@ -157,6 +157,7 @@ class Asking:
             self._store.go_local(FORGOTTEN)
             return None
         if self._ticket == WAITS:
+            self._store.joining.discard(self)
             self._ticket = int(reply[2])
             self._store.waiting[self._keyspace.provider, self._ticket] = self
         is_new, self._waiter = self._waiter is None, self._waiter or Waiter(self._call, self._buckets, 0, self._arrived)
@@ -169,6 +170,7 @@ class Asking:
             return engine.refuse(self._call, refusal, now, now - self._arrived)
         if self._ticket == NEWCOMER:
             self._ticket = WAITS
+            self._store.joining.add(self)
         return None
 
     def _obstacles(self, told: Any, server: int, now: int) -> list[tuple[Bucket, Any]]:
@@ -188,7 +190,13 @@ class Asking:
     def _leave(self) -> None:
         if isinstance(self._ticket, int):
             self._keyspace.leave(self._ticket, [self._keyspace.forms.of(bucket).stored for bucket in self._buckets])
+        self._be_out_of_the_queues()
+
+    def _be_out_of_the_queues(self) -> None:
+        self._store.joining.discard(self)
+        if isinstance(self._ticket, int):
             self._store.waiting.pop((self._keyspace.provider, self._ticket), None)
+        self._ticket = NEWCOMER
 
     def _give_back(self, permit: Permit, reply: Any) -> None:
         """The store has admitted the call, or let it wait, when nobody waited for its answer any more."""

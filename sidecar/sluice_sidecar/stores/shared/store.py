@@ -25,6 +25,7 @@ import logging
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from dataclasses import replace
+from itertools import chain
 from typing import Final
 
 from sluice.core.buckets import Bucket, Demand
@@ -81,6 +82,9 @@ class SharedStore:
         self._rules = RuleBook()
         self.keyspaces: dict[str, Keyspace] = {}
         self.waiting: dict[tuple[str, int], Asking] = {}
+        """Calls that wait, by provider and ticket."""
+        self.joining: set[Asking] = set()
+        """Those that are about to have a ticket: they have their places already."""
         self._asking = 0
         self._era = 0
         self._beats = 0
@@ -138,7 +142,7 @@ class SharedStore:
     @property
     def queued(self) -> int:
         """Calls that wait for room in the store."""
-        return len(self.waiting)
+        return len(self.waiting) + len(self.joining)
 
     # -- calls ---------------------------------------------------------------------------------------------------
 
@@ -186,14 +190,15 @@ class SharedStore:
 
     def is_full(self, waiter: Waiter) -> bool:
         settings = self.gate.engine.settings
-        if len(self.waiting) >= settings.max_waiters:
+        if self.queued >= settings.max_waiters:
             return True
         blocked = {bucket.key for bucket in waiter.blocked_by}
         return any(self.queued_in(key) >= settings.max_queue for key in blocked)
 
     def queued_in(self, key: BucketKey) -> int:
         """Calls that wait for room in this bucket."""
-        return sum(any(b.key == key for b in each.blocked_by) for each in self.waiting.values())
+        everybody = chain(self.waiting.values(), self.joining)
+        return sum(any(bucket.key == key for bucket in each.blocked_by) for each in everybody)
 
     def _rematched(self, call: Call) -> Call:
         """The same call under the rules that are in force now."""

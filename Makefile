@@ -103,7 +103,7 @@ bench-peers: ## Build envoyproxy/ratelimit, once, with Go: `make bench` then mea
 
 ##### Test
 
-.PHONY: test test-quick test-fuzz test-contract test-integration test-operator test-resilience kube-assets
+.PHONY: test test-quick test-fuzz test-stores test-contract test-integration test-operator test-resilience kube-assets
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
@@ -112,6 +112,9 @@ test-quick: $(READY) ## Unit and property tests: under a minute, no Envoy
 
 test-fuzz: $(READY) ## Every reader of what providers send and of saved counts, against inputs made up: 30 s each (tests/helpers/fuzzing.py: more)
 	$(BIN)/pytest tests/fuzz $(ARGS)
+
+test-stores: setup ## What gates do alone and with a shared store, on real servers of Redis
+	$(BIN)/pytest tests/stores $(ARGS)
 
 test-contract: $(READY) ## The gRPC services over real channels
 	$(BIN)/pytest tests/contract $(ARGS)

@@ -70,6 +70,11 @@ class Owed:
     def __bool__(self) -> bool:
         return bool(self._debts) or self._sent is not None
 
+    @property
+    def batches(self) -> int:
+        """So many, or a few more, hold what is owed now."""
+        return (self._sent is not None) + -(-len(self._debts) // MOST_BUCKETS)
+
     def amend(self, stored: StoredBucket, codes: Iterable[bytes], at: int, requests: int, charge: Charge) -> None:
         """So much more was used in the slots of `at`, in µs of the server's clock."""
         tokens, input_tokens, output_tokens = charge

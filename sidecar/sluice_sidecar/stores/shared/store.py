@@ -32,7 +32,7 @@ from sluice.core.buckets import Bucket, Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keeping import keep
 from sluice.core.keys import BucketKey
-from sluice.core.limits import CALL_CAPS, PART_CAPS, SECOND, Cap, Limits, Mode, StoreFailure
+from sluice.core.limits import CALL_CAPS, MILLISECOND, PART_CAPS, SECOND, Cap, Limits, Mode, StoreFailure
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.sharing import local_share
@@ -63,6 +63,8 @@ RETRY_AFTER: Final = SECOND
 """Nanoseconds after which a call may try again that is refused because the store is away."""
 ENDING: Final = 2.0
 """Seconds in the end in which what is owed is still sent."""
+LONGEST_TICKET: Final = 16
+"""Digits: the server counts tickets with doubles."""
 PEEKED: Final = 50
 """Buckets looked at in one step of the server."""
 
@@ -116,12 +118,11 @@ class SharedStore:
             keyspace.slices.give_back()
         try:
             async with asyncio.timeout(ENDING):
-                await self._pay()
+                while self._owes:
+                    await self._pay()
         except (StoreError, TimeoutError):
             logger.warning("the store could not be told of everything that was counted last")
-        if self._listener is not None:
-            self._listener.cancel()
-            await asyncio.gather(self._listener, return_exceptions=True)
+        await self._stop_listening()
         await self.client.close()
 
     def apply(self, rules: RuleBook, providers: Iterable[str]) -> None:
@@ -137,7 +138,7 @@ class SharedStore:
         if added:
             self._look.set()
             if self._listener is not None:
-                self._listener.cancel()
+                self._listener.cancel()  # the next one hears of these providers too
 
     @property
     def queued(self) -> int:
@@ -265,16 +266,27 @@ class SharedStore:
                     keyspace.renew()
             if self.health.mode is StoreMode.LOCAL:
                 await self._pay()
+                await self._check_pace()
+                await self._stop_listening()  # over that connection nothing may come any more
             if self._listener is None or self._listener.done():
                 self._listener = asyncio.create_task(self._listen())
         except StoreError as error:
             self.go_local(str(error))
+            self._tell_owed()
             return
         self._go_shared(max((keyspace.gates for keyspace in self.keyspaces.values()), default=1))
         self._nudge_first()
 
+    async def _check_pace(self) -> None:
+        """See that a store that is to decide again is fast enough for that, now that there are connections."""
+        before = self.gate.clock()
+        await self._hear_all()
+        took = self.gate.clock() - before
+        if took > PATIENCE * SECOND:
+            raise StoreError(f"is too slow: it took {took / MILLISECOND:.0f} ms to answer")
+
     async def _hear_all(self) -> None:
-        keyspaces, before = tuple(self.keyspaces.values()), self.gate.clock()
+        keyspaces = tuple(self.keyspaces.values())
         heard = await asyncio.gather(*[each.beat(self.gate.clock) for each in keyspaces], return_exceptions=True)
         for keyspace, error in zip(keyspaces, heard, strict=True):
             if isinstance(error, Forgotten):
@@ -286,9 +298,6 @@ class SharedStore:
         for error in heard:
             if isinstance(error, BaseException):
                 raise error
-        took = (self.gate.clock() - before) / SECOND
-        if self.health.mode is StoreMode.LOCAL and took > PATIENCE:
-            raise StoreError(f"answers too slowly: in {took * 1000:.0f} ms")
 
     def _tell_again(self, keyspace: Keyspace) -> None:
         engine = self.gate.engine
@@ -330,8 +339,22 @@ class SharedStore:
         try:
             await asyncio.gather(*[each.flush() for each in self.keyspaces.values() if each.owes])
         finally:
-            owes = any(each.owes for each in self.keyspaces.values())
-            self.health.unsent_since = (self.health.unsent_since or self.gate.clock()) if owes else None
+            self._tell_owed()
+
+    def _tell_owed(self) -> None:
+        if owes := self._owes:
+            self._owing.set()
+        self.health.unsent_since = (self.health.unsent_since or self.gate.clock()) if owes else None
+
+    @property
+    def _owes(self) -> bool:
+        return any(each.owes for each in self.keyspaces.values())
+
+    async def _stop_listening(self) -> None:
+        if self._listener is not None:
+            self._listener.cancel()
+            await asyncio.gather(self._listener, return_exceptions=True)
+            self._listener = None
 
     async def _listen(self) -> None:
         """Hear who may get on, and what the provider says to other gates."""
@@ -341,7 +364,12 @@ class SharedStore:
             async for channel, message in self.client.listen((*waking, *words)):
                 if channel in words:
                     self._hear(words[channel], message)
-                elif message.isdigit() and (waiting := self.waiting.get((waking[channel], int(message)))):
+                    continue
+                if not (message.isdigit() and len(message) <= LONGEST_TICKET):
+                    logger.warning("the store's channel %r brought something that no gate sent", channel)
+                    continue
+                waiting = self.waiting.get((waking[channel], int(message)))
+                if waiting is not None:
                     waiting.ask_again()
         except StoreError:
             return  # the next beat listens again; until then it looks after those who wait

@@ -118,7 +118,7 @@ class Client:
         if not self._due:
             self._due = True
             asyncio.get_running_loop().call_soon(self._send)
-            _Patience(self._asked)
+            _Patience(self._asked, self._give_up)
         return ask.future
 
     async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> Any:
@@ -184,6 +184,12 @@ class Client:
         self._pipelines.add(task)
         task.add_done_callback(self._sent)
 
+    def _give_up(self, asks: list[Ask]) -> None:
+        for ask in asks:
+            ask.give_up()
+        if asks is self._asked:  # every pipeline hangs: whoever asks next has a time of its own
+            self._asked, self._due = [], False
+
     def _sent(self, task: asyncio.Task[None]) -> None:
         self._pipelines.discard(task)
         self._send()
@@ -217,8 +223,9 @@ class Client:
 class _Patience:
     """Gives up for those who have asked together, in time. Not where this program is late: no server can help that."""
 
-    def __init__(self, asks: list[Ask]) -> None:
+    def __init__(self, asks: list[Ask], give_up: Callable[[list[Ask]], None]) -> None:
         self._asks = asks
+        self._give_up = give_up
         self._loop = asyncio.get_running_loop()
         self._ends = self._loop.time() + PATIENCE
         self._ends_for_good = self._ends + MOST_LATE
@@ -233,8 +240,7 @@ class _Patience:
             self._ends = now + (now - self._ends)
             self._loop.call_at(self._ends, self._end, TURNS)
             return
-        for ask in self._asks:
-            ask.give_up()
+        self._give_up(self._asks)
 
 
 def explained(error: BaseException) -> str:

@@ -85,12 +85,14 @@ class Asking:
         try:
             await self._meet()
             ask = self._question(permit)
+            ask.late = lambda reply: self._give_back(permit, reply)
             reply = await self._store.client.ask(ask)
         except BaseException as error:
-            if ask is not None:
-                ask.late = lambda reply: self._give_back(permit, reply)
-                ask.settle_late()
             self._gate.engine.withdraw(permit, self._gate.clock())
+            if ask is not None:
+                ask.settle_late()
+                # It may have been admitted there all the same, and hold a place until the end of its life.
+                Booking(self._keyspace, permit, 0).free()
             if not isinstance(error, StoreError):
                 raise
             self._store.health.waits.observe((self._gate.clock() - before) / SECOND)

@@ -1,0 +1,354 @@
+"""Several gates in one process that share a store, as several pods do; and callers that keep calling them.
+
+Theory of operation
+    A decision is timed by its caller, from `Gate.acquire` to its outcome. On a machine that is busy with others a loop
+    is late for reasons that are not the gate's. So a task looks at the clock every millisecond: where it comes late
+    and this thread did not compute meanwhile, the machine had given the time to somebody else. That much is taken off
+    the decisions that were under way then, and no more: what the gates, the callers and the relay compute themselves
+    counts as the gate's time.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import random
+import time
+from bisect import bisect_left
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from helpers.history import Call as Seen
+from helpers.program import eventually
+from sluice.config.document import parse
+from sluice.config.merge import merge
+from sluice.core.buckets import Charge, Demand
+from sluice.core.decisions import Refusal
+from sluice.core.engine import Engine, EngineSettings
+from sluice.core.keys import BucketKey, Scope
+from sluice.core.limits import Cap
+from sluice.core.permits import Call, Permit
+from sluice_sidecar import clock
+from sluice_sidecar.gate import Gate
+from sluice_sidecar.health import StoreHealth, StoreMode
+from sluice_sidecar.stores.address import StoreAddress
+from sluice_sidecar.stores.shared.client import Client
+from sluice_sidecar.stores.shared.scripts import Script, Scripts
+from sluice_sidecar.stores.shared.store import SharedStore
+
+RETURN_SECONDS = 5.0
+"""In which the store decides again once it is there again."""
+DECISION_SECONDS = 0.020
+"""In which a decision is made, whatever the store does."""
+LOOK_SECONDS = 0.001
+IDLE_SECONDS = 0.003
+"""A look every millisecond may be that late without the machine being busy: the kernel's timers are rounded up."""
+OWED_SECONDS = 10.0
+BEATS_KEYS = 4
+"""Of the script by which a gate says that it lives."""
+
+
+class Span(NamedTuple):
+    """A time in which the machine did something else, in ns."""
+
+    first: int
+    last: int
+    lost: int
+
+
+@dataclass(slots=True)
+class Machine:
+    """What it took away from this thread."""
+
+    spans: list[Span] = field(default_factory=list)
+
+    async def watch(self) -> None:
+        while True:
+            wall, computed = time.monotonic_ns(), time.thread_time_ns()
+            await asyncio.sleep(LOOK_SECONDS)
+            now = time.monotonic_ns()
+            lost = now - wall - (time.thread_time_ns() - computed) - int(IDLE_SECONDS * 1e9)
+            if lost > 0:
+                self.spans.append(Span(wall, now, lost))
+
+    def lost(self, first: int, last: int) -> int:
+        """Nanoseconds lost in the spans that touch this time."""
+        total = 0
+        at = bisect_left(self.spans, first, key=lambda span: span.last)
+        while at < len(self.spans) and self.spans[at].first <= last:
+            total += self.spans[at].lost
+            at += 1
+        return total
+
+
+class Watched(Client):
+    """A client that tells how often its gate has looked after the store."""
+
+    beats = 0
+
+    async def run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> Any:
+        try:
+            return await super().run(script, keys, args)
+        finally:
+            self.beats += keys[0].endswith(b"gates") and keys[1].endswith(b"epoch") and len(keys) == BEATS_KEYS
+
+
+class Decision(NamedTuple):
+    """One decision, as its caller saw it. Times are in ns."""
+
+    gate: str
+    asked: int
+    answered: int
+    mode: StoreMode
+    """Of the gate when it was asked."""
+    outcome: Permit | Refusal
+
+
+@dataclass(slots=True, eq=False)
+class Sharer:
+    """One of the gates."""
+
+    name: str
+    gate: Gate
+    store: SharedStore
+    client: Watched
+    is_closed: bool = False
+
+    @property
+    def health(self) -> StoreHealth:
+        return self.store.health
+
+    @property
+    def mode(self) -> StoreMode:
+        return self.store.health.mode
+
+    def call(self, provider: str, user: str, tokens: int, org: str = "") -> Call:
+        subjects = {Scope.USER: user, Scope.ORG: org}
+        return Call(self.gate.engine.rules.match(provider, subjects), Demand(1, 1, tokens, tokens // 10, tokens))
+
+    async def acquire(self, provider: str, user: str, tokens: int = 0, org: str = "") -> Permit | Refusal:
+        """As Envoy asks: whoever is admitted is claimed at once."""
+        outcome = await self.gate.acquire(self.call(provider, user, tokens, org))
+        if isinstance(outcome, Permit):
+            self.gate.engine.claim(outcome.lease, self.gate.clock())
+        return outcome
+
+    async def admitted(self, provider: str, user: str, tokens: int = 0) -> int:
+        """1 if a call is admitted, which ends at once; else 0."""
+        outcome = await self.acquire(provider, user, tokens)
+        if isinstance(outcome, Refusal):
+            return 0
+        outcome.release(self.gate.clock())
+        return 1
+
+    def own(self, key: BucketKey, cap: Cap) -> int:
+        """What it has counted itself."""
+        state = self.gate.engine.current_state(key, self.gate.clock())
+        return state.windows[cap].used if state is not None and cap in state.windows else 0
+
+    @property
+    def owes(self) -> bool:
+        return any(each.owes for each in self.store.keyspaces.values())
+
+    async def close(self) -> None:
+        """Let it end as `sluice run` does."""
+        if not self.is_closed:
+            self.is_closed = True
+            await self.store.close()
+            await self.gate.close()
+
+
+@dataclass(slots=True)
+class Gates:
+    """Use it by `sharing`."""
+
+    each: list[Sharer]
+    machine: Machine
+    decisions: list[Decision] = field(default_factory=list)
+    history: list[Seen] = field(default_factory=list)
+    """Of the callers, for `helpers.history`."""
+
+    async def until(self, mode: StoreMode, seconds: float = RETURN_SECONDS) -> float:
+        """Wait until every gate is in that mode; returns the seconds."""
+        began = time.monotonic()
+
+        async def all_are() -> bool:
+            return all(each.mode is mode for each in self.each if not each.is_closed)
+
+        await eventually(all_are, lambda: str([each.health for each in self.each]), seconds)
+        return time.monotonic() - began
+
+    async def know_each_other(self) -> None:
+        """Wait until the store decides, and every gate knows how many there are."""
+        await self.until(StoreMode.SHARED)
+
+        async def all_do() -> bool:
+            alive = [each for each in self.each if not each.is_closed]
+            return all(each.health.gates == len(alive) for each in alive)
+
+        await eventually(all_do, lambda: str([each.health for each in self.each]))
+
+    async def beaten(self, times: int) -> None:
+        """Wait until every gate has looked after the store so often more, whether it found it or not."""
+        before = [each.client.beats for each in self.each]
+
+        async def all_have() -> bool:
+            return all(
+                each.client.beats >= number + times * len(each.store.keyspaces)
+                for each, number in zip(self.each, before, strict=True)
+                if not each.is_closed
+            )
+
+        await eventually(all_have, lambda: str([each.health for each in self.each]))
+
+    async def settled(self) -> None:
+        """Wait until the store lacks nothing."""
+
+        async def nothing_is_owed() -> bool:
+            return not any(each.owes for each in self.each if not each.is_closed)
+
+        await eventually(nothing_is_owed, lambda: str([each.health for each in self.each]), OWED_SECONDS)
+
+    @property
+    def keys(self) -> list[BucketKey]:
+        """Every bucket that some gate knows."""
+        known = [each.gate.engine.keys() for each in self.each]
+        return sorted({key for keys in known for key in keys})
+
+    def own(self, key: BucketKey, cap: Cap) -> int:
+        """What all gates have counted themselves."""
+        return sum(each.own(key, cap) for each in self.each)
+
+    async def stored(self, key: BucketKey, cap: Cap) -> int:
+        """What the store counts, by what a gate says that knows the bucket. Waits for what is owed."""
+        await self.settled()
+        for each in self.each:
+            state = each.gate.engine.current_state(key, each.gate.clock())
+            if state is not None and not each.is_closed:
+                (told,) = await each.store.pictures([state])
+                return told.windows[cap].used
+        return 0
+
+    def took(self, decision: Decision) -> float:
+        """Seconds, without those that the machine took away."""
+        passed = decision.answered - decision.asked
+        return max(0, passed - self.machine.lost(decision.asked, decision.answered)) / 1e9
+
+    def changes(self, mode: StoreMode) -> int:
+        """How often the gates have come into that mode, all together."""
+        return sum(each.health.entered[mode] for each in self.each)
+
+
+@dataclass(slots=True)
+class Callers:
+    """So many of each gate, which keep calling until they are told to stop."""
+
+    gates: Gates
+    provider: str
+    users: list[str]
+    tokens: int = 100
+    per_gate: int = 3
+    longest: float = 0.004
+    """Seconds that a call lasts at most, and that a caller waits at most until the next."""
+    seed: int = 0
+    org: str = ""
+    buckets: Callable[[str], tuple[str, ...]] = lambda user: (user,)
+    """The buckets of a user's call, as `helpers.history` names them."""
+    _tasks: list[asyncio.Task[None]] = field(default_factory=list)
+    _stopping: bool = False
+
+    def start(self) -> None:
+        numbers = range(len(self.gates.each) * self.per_gate)
+        self._tasks = [
+            asyncio.create_task(self._keep_calling(self.gates.each[number % len(self.gates.each)], number))
+            for number in numbers
+        ]
+
+    async def stop(self) -> None:
+        """No new calls; returns when those under way have ended."""
+        self._stopping = True
+        await asyncio.gather(*self._tasks)
+
+    async def made(self, number: int, gates: Iterable[Sharer] = ()) -> None:
+        """Wait until each gate has decided so often more."""
+        names = {each.name for each in (gates or self.gates.each)}
+        start = len(self.gates.decisions)
+
+        async def is_so() -> bool:
+            counts = dict.fromkeys(names, 0)
+            for decision in self.gates.decisions[start:]:
+                if decision.gate in counts:
+                    counts[decision.gate] += 1
+            failed = [task for task in self._tasks if task.done()]
+            assert not failed, failed
+            return min(counts.values()) >= number
+
+        await eventually(is_so, lambda: str(len(self.gates.decisions) - start), 30)
+
+    async def _keep_calling(self, sharer: Sharer, number: int) -> None:
+        rng = random.Random(f"{self.seed}/{number}")
+        count = 0
+        while not self._stopping and not sharer.is_closed:
+            await self._call(sharer, rng, number * 1_000_000 + count)
+            count += 1
+            await asyncio.sleep(rng.random() * self.longest)  # so that the loop is not kept busy
+
+    async def _call(self, sharer: Sharer, rng: random.Random, number: int) -> None:
+        user = rng.choice(self.users)
+        mode, asked = sharer.mode, clock.now()
+        outcome = await sharer.acquire(self.provider, user, self.tokens, self.org)
+        answered = clock.now()
+        self.gates.decisions.append(Decision(sharer.name, asked, answered, mode, outcome))
+        ended, used = None, None
+        if isinstance(outcome, Permit):
+            await asyncio.sleep(rng.random() * self.longest)
+            used = rng.randrange(self.tokens + 1)
+            ended = clock.now()
+            outcome.commit_tokens(Charge(used, used // 10, used), clock.now())
+            outcome.release(clock.now())
+        self.gates.history.append(
+            Seen(
+                sharer.name, number, asked, answered, isinstance(outcome, Permit), self.buckets(user),
+                self.tokens, ended, used,
+            )
+        )  # fmt: skip
+
+
+@asynccontextmanager
+async def sharing(
+    address: str,
+    *documents: str,
+    gates: int = 3,
+    known: int = 1,
+    scripts: Scripts | None = None,
+    password: Callable[[], str] | None = None,
+    client: Callable[[StoreAddress, Callable[[], str] | None, Path | None], Watched] = Watched,
+    prefix: str = "test",
+    wall: Callable[[], int] = clock.wall_now,
+) -> AsyncIterator[Gates]:
+    """So many gates with these limits, started, whether the store is there or not; `known` of them, it is told."""
+    machine = Machine()
+    watching = asyncio.create_task(machine.watch())
+    async with AsyncExitStack() as stack:
+        stack.callback(watching.cancel)
+        sharers = []
+        for number in range(gates):
+            name = f"gate-{number}"
+            gate = Gate(Engine(settings=EngineSettings(name=f"{name}-")), clock.now)
+            where = StoreAddress.parse(address)
+            health = StoreHealth(address=str(where), prefix=prefix, clock=clock.now, gates=known)
+            its_client = client(where, password, None)
+            store = SharedStore(gate, its_client, health, name, wall, scripts or Scripts())
+            gate.store = store
+            gate.apply(merge(tuple(found for text in documents for found in parse(text, "test"))), {})
+            gate.start()
+            sharers.append(Sharer(name, gate, store, its_client))
+            stack.push_async_callback(sharers[-1].close)
+        await asyncio.gather(*[each.store.start() for each in sharers])
+        stack.callback(gc.unfreeze)
+        gc.collect()
+        gc.freeze()  # as `sluice run` does: a test's process holds more than a gate's, and walks through it for 100 ms
+        yield Gates(sharers, machine)

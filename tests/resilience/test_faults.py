@@ -1,0 +1,119 @@
+"""The store breaks in every way there is: decisions stay fast, policies hold, and all that was counted comes back."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from helpers.faults import FAULTS, Fault, bench_for
+from helpers.gates import DECISION_SECONDS, RETURN_SECONDS, Callers, Gates, Sharer, sharing
+from helpers.system import limits
+from sluice.core.decisions import Reason, Refusal
+from sluice.core.keys import BucketKey, Scope
+from sluice.core.limits import SECOND, Cap
+from sluice_sidecar.health import StoreMode
+
+logger = logging.getLogger(__name__)
+
+GATES = 3
+LIMIT = 10
+SHARE = LIMIT // GATES
+UPSTREAM = "http://127.0.0.1:9"
+MANY = {"requestsPerDay": 10**6, "tokensPerDay": 10**9}
+DOCUMENTS = (
+    limits("busy", UPSTREAM, MANY, api="OpenAI"),
+    *(
+        limits(policy.lower(), UPSTREAM, {"requestsPerDay": LIMIT, "failurePolicy": policy}, api="OpenAI")
+        for policy in ("LocalShare", "Deny", "Allow")
+    ),
+)
+USERS = [f"user-{number}" for number in range(5)]
+TOKENS = 100
+PER_GATE = 3
+ALLOW = BucketKey("allow", Scope.USER, "alice")
+
+# Each waits for the store's return, and for the servers that it breaks.
+pytestmark = pytest.mark.timeout(120)
+
+
+async def admitted(sharer: Sharer, provider: str, times: int) -> int:
+    return sum([await sharer.admitted(provider, "alice") for _ in range(times)])
+
+
+def told(caplog: pytest.LogCaptureFixture) -> tuple[int, int]:
+    """How often the log says that the store decides, and that it cannot be used."""
+    lines = [record.getMessage() for record in caplog.records if record.name == "sluice_sidecar.health"]
+    away = sum("cannot be used" in line for line in lines)
+    return len(lines) - away, away
+
+
+def log_times(gates: Gates, what: object, seconds: float) -> None:
+    took = sorted(1000 * gates.took(each) for each in gates.decisions)
+    raw = max((each.answered - each.asked) / 1e6 for each in gates.decisions)
+    logger.info(
+        "%s: %d decisions, p50 %.2f ms, p99 %.2f ms, max %.2f ms (%.2f ms by the clock); shared again after %.2f s",
+        what, len(took), took[len(took) // 2], took[len(took) * 99 // 100], took[-1], raw, seconds,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("fault", FAULTS, ids=str)
+async def test_a_broken_store_delays_nobody_and_comes_back_with_all_that_was_counted(
+    fault: Fault, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with bench_for(fault) as bench:
+        password = (lambda: bench.password) if bench.password else None
+        async with sharing(bench.address, *DOCUMENTS, gates=GATES, password=password) as gates:
+            await gates.know_each_other()
+            callers = Callers(gates, "busy", USERS, TOKENS, PER_GATE)
+            callers.start()
+            first = gates.each[0]
+            assert await admitted(first, "localshare", 2) == 2
+            await callers.made(20)
+
+            await fault.break_it(bench)
+            await gates.until(StoreMode.LOCAL)
+            problems = [each.health.problem for each in gates.each]
+            alone = [await admitted(each, "localshare", LIMIT) for each in gates.each]
+            denied = [await each.acquire("deny", "alice") for each in gates.each]
+            allowed = [await admitted(each, "allow", LIMIT + 2) for each in gates.each]
+            modes = [each.mode for each in gates.each]
+            await callers.made(20)
+            if fault.lasts:
+                await gates.beaten(2)
+                problems += [each.health.problem for each in gates.each]
+
+            await fault.mend_it(bench)
+            seconds = await gates.until(StoreMode.SHARED)
+            await callers.made(20)
+            await callers.stop()
+            stored = {
+                (bucket, cap): await gates.stored(bucket, cap)
+                for bucket in gates.keys
+                for cap in (Cap.REQUESTS_PER_DAY, Cap.TOKENS_PER_DAY)
+                if bucket.provider == "busy" or cap is Cap.REQUESTS_PER_DAY
+            }
+            own = {(bucket, cap): gates.own(bucket, cap) for bucket, cap in stored}
+            counted = [each.gate.engine.current_state(ALLOW, each.gate.clock()) for each in gates.each]
+
+            log_times(gates, fault, seconds)
+            assert modes == [StoreMode.LOCAL] * GATES
+            assert [problem for problem in problems[-GATES:] if fault.problem not in problem] == []
+            assert alone == [SHARE - 2, SHARE, SHARE]
+            assert {(each.reason, each.retry_after) for each in denied if isinstance(each, Refusal)} == {
+                (Reason.STORE_UNAVAILABLE, SECOND)
+            }
+            assert allowed == [LIMIT + 2] * GATES
+            assert [state.would_reject for state in counted if state is not None] == [2] * GATES
+            assert max(gates.took(each) for each in gates.decisions) <= DECISION_SECONDS
+            assert seconds <= RETURN_SECONDS
+            lost = gates.changes(StoreMode.LOCAL) * PER_GATE if fault.loses_answers else 0
+            most = {Cap.REQUESTS_PER_DAY: lost, Cap.TOKENS_PER_DAY: lost * TOKENS}
+            assert {
+                of: (count, own[of])
+                for of, count in stored.items()
+                if not own[of] <= count <= own[of] + (most[of[1]] if of[0].provider == "busy" else 0)
+            } == {}
+            assert told(caplog) == (gates.changes(StoreMode.SHARED), gates.changes(StoreMode.LOCAL))
+            assert [each.health.entered[StoreMode.LOCAL] for each in gates.each] == [1] * GATES

@@ -57,6 +57,8 @@ HICCUP: Final = 0.05
 """Seconds after which a store is looked at again that has just failed to answer, the first time."""
 STEADY: Final = 10 * SECOND
 """Nanoseconds without a failure after which one counts as the first."""
+PACES: Final = 3
+"""Questions of which one must be answered fast enough before the store decides again."""
 RENEWAL: Final = 5
 """Beats after which permits are renewed: a third of their life."""
 RETRY_AFTER: Final = SECOND
@@ -279,11 +281,14 @@ class SharedStore:
 
     async def _check_pace(self) -> None:
         """See that a store that is to decide again is fast enough for that, now that there are connections."""
-        before = self.gate.clock()
-        await self._hear_all()
-        took = self.gate.clock() - before
-        if took > PATIENCE * SECOND:
-            raise StoreError(f"is too slow: it took {took / MILLISECOND:.0f} ms to answer")
+        took = NEVER
+        for _ in range(PACES):  # one of them may have met this gate busy
+            before = self.gate.clock()
+            await self._hear_all()
+            took = min(took, self.gate.clock() - before)
+            if took <= PATIENCE * SECOND:
+                return
+        raise StoreError(f"is too slow: it took {took / MILLISECOND:.0f} ms to answer")
 
     async def _hear_all(self) -> None:
         keyspaces = tuple(self.keyspaces.values())

@@ -65,6 +65,8 @@ RETRY_AFTER: Final = SECOND
 """Nanoseconds after which a call may try again that is refused because the store is away."""
 ENDING: Final = 2.0
 """Seconds in the end in which what is owed is still sent."""
+KEEPS_ALL: Final = "noeviction"
+"""The `maxmemory-policy` with which a full server says so, and forgets nothing."""
 LONGEST_TICKET: Final = 16
 """Digits: the server counts tickets with doubles."""
 PEEKED: Final = 50
@@ -100,6 +102,7 @@ class SharedStore:
         self._listener: asyncio.Task[None] | None = None
         self._slices_timer: asyncio.TimerHandle | None = None
         self._speaker = Speaker(name)
+        self._evicts: bool | None = None
         self._telling: set[asyncio.Task[None]] = set()
 
     # -- life ----------------------------------------------------------------------------------------------------
@@ -269,6 +272,7 @@ class SharedStore:
             if self.health.mode is StoreMode.LOCAL:
                 await self._pay()
                 await self._check_pace()
+                await self._check_eviction()
                 await self._stop_listening()  # over that connection nothing may come any more
             if self._listener is None or self._listener.done():
                 self._listener = asyncio.create_task(self._listen())
@@ -289,6 +293,17 @@ class SharedStore:
             if took <= PATIENCE * SECOND:
                 return
         raise StoreError(f"is too slow: it took {took / MILLISECOND:.0f} ms to answer")
+
+    async def _check_eviction(self) -> None:
+        """Say it once if the server would drop counts when it is full."""
+        if self._evicts is None:
+            policy = await self.client.eviction()
+            self._evicts = policy not in ("", KEEPS_ALL)
+            if self._evicts:
+                logger.warning(
+                    "the store %s drops keys when it is full (maxmemory-policy %s), and counts with them: set %s",
+                    self.health.address, policy, KEEPS_ALL,
+                )  # fmt: skip
 
     async def _hear_all(self) -> None:
         keyspaces = tuple(self.keyspaces.values())

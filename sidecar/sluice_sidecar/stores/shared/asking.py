@@ -13,7 +13,7 @@ from sluice_sidecar.health import StoreMode
 from sluice_sidecar.stores.shared import decision
 from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError
 from sluice_sidecar.stores.shared.decision import limited
-from sluice_sidecar.stores.shared.keyspace import LIFE, SILENCE, Booking
+from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, LIFE, SILENCE, Booking
 
 if TYPE_CHECKING:
     from sluice_sidecar.stores.shared.store import SharedStore
@@ -22,7 +22,6 @@ NEWCOMER: Final = ""
 """The ticket of a call that has none."""
 WAITS: Final = "new"
 """The ticket of a call that asks for one."""
-FORGOTTEN: Final = "has lost its memory: every gate tells it again what it has counted"
 
 _WITH_SHADOWS: Final = 5
 """Fields of an answer that also tells what limits in shadow mode had no room for."""

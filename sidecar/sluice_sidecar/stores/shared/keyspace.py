@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
@@ -21,6 +22,9 @@ from sluice_sidecar.stores.shared.slices import Slices
 
 SILENCE: Final = 3 * SECOND // 1000
 """Microseconds after its last beat in which a gate counts as alive."""
+LAG: Final = 5
+"""Beats: a replica that takes over may lack the last moments. One that lacks more has an old memory."""
+FORGOTTEN: Final = "has lost its memory: every gate tells it again what it has counted"
 LIFE: Final = 15 * SECOND // MILLISECOND
 """Milliseconds for which a permit is held; those of calls that go on are renewed."""
 
@@ -106,6 +110,8 @@ class Keyspace:
         self._client = client
         self._scripts = scripts
         self._last = 0
+        self._acknowledged: deque[int] = deque(maxlen=LAG)
+        """The last batch that was acknowledged by each of the last beats."""
         self._paying = asyncio.Lock()
 
     def server_time(self, now: int) -> int:
@@ -127,7 +133,11 @@ class Keyspace:
         known, self.epoch = self.epoch, epoch.decode("ascii", "replace")
         self.met.set()
         if known not in ("", self.epoch):
-            raise Forgotten("has lost its memory: every gate tells it again what it has counted")
+            raise Forgotten(FORGOTTEN)
+        if self._acknowledged and last < self._acknowledged[0]:
+            self._acknowledged.clear()
+            raise Forgotten(FORGOTTEN)
+        self._acknowledged.append(self.owed.acknowledged_number)
         if recovering:
             raise StoreError("is told again what was counted before it lost its memory")
 

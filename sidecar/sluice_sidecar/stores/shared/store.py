@@ -43,9 +43,9 @@ from sluice_sidecar.gate import Gate
 from sluice_sidecar.health import StoreHealth, StoreMode
 from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.stores.shared import decision
-from sluice_sidecar.stores.shared.asking import FORGOTTEN, Asking
+from sluice_sidecar.stores.shared.asking import Asking
 from sluice_sidecar.stores.shared.client import PATIENCE, Client, StoreError
-from sluice_sidecar.stores.shared.keyspace import Booking, Forgotten, Keyspace
+from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, Booking, Forgotten, Keyspace
 from sluice_sidecar.stores.shared.scripts import Scripts
 from sluice_sidecar.stores.shared.word import Speaker
 

@@ -52,6 +52,7 @@ class Keys:
         """The channel on which gates tell each other what the provider says."""
 
     def bucket(self, key: BucketKey) -> StoredBucket:
-        """Two buckets never share a key: nothing before the subject has a `:` of its own."""
-        name = f":{key.scope}:{quote(key.models, safe='*,')}:{key.subject}".encode("utf-8", "surrogateescape")
+        """Two buckets never share a key: nothing before the subject has a `:` of its own, no two encode alike."""
+        models = quote(key.models, safe="*,", errors="surrogatepass")
+        name = f":{key.scope}:{models}:{key.subject}".encode("utf-8", "surrogatepass")
         return StoredBucket(self.prefix + b"b" + name, self.prefix + b"p" + name, self.prefix + b"q" + name)

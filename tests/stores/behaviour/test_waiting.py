@@ -252,7 +252,7 @@ async def test_a_queue_holds_so_many_and_refuses_the_next(build: Build) -> None:
     assert [refusal.reason for refusal in (of_bucket, of_all)] == [Reason.QUEUE_FULL] * 2
     assert (of_bucket.used, of_bucket.ahead) == (1, 2)
     await give_up(house, tasks[0])
-    await house.queue(gate=0, user="bob")
+    assert over(await house.queue(gate=0, user="bob")) == [False]
 
 
 async def test_of_many_who_come_at_once_no_more_wait_than_may(build: Build) -> None:
@@ -277,8 +277,8 @@ async def test_those_who_have_waited_take_up_no_place_any_more(build: Build) -> 
         permit = admitted(await task)
 
     assert house.waits == 0
-    await house.queue(gate=0)
+    assert over(await house.queue(gate=0)) == [False]
 
 
-def _bounded(**bounds: int) -> EngineSettings:
-    return replace(SETTINGS, **bounds)
+def _bounded(max_queue: int = 256, max_waiters: int = 1024) -> EngineSettings:
+    return replace(SETTINGS, max_queue=max_queue, max_waiters=max_waiters)

@@ -12,7 +12,7 @@ from sluice.core.permits import Call, Permit, Waiter
 from sluice_sidecar.health import StoreMode
 from sluice_sidecar.stores.shared import decision
 from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError
-from sluice_sidecar.stores.shared.decision import limited
+from sluice_sidecar.stores.shared.decision import Form, limited
 from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, LIFE, SILENCE, Booking
 
 if TYPE_CHECKING:
@@ -32,15 +32,18 @@ class Asking:
 
     def __init__(self, store: SharedStore, call: Call, arrived: int) -> None:
         self._store = store
+        self._era = store.era
         self._gate = store.gate
         self._call = call
         self._arrived = arrived
         self._keyspace = store.keyspaces[call.applied[0].key.provider]
         self._ticket: str | int = NEWCOMER
         self._buckets: tuple[Bucket, ...] = ()
+        self._forms: list[Form] = []
+        """Of these buckets, as the store was asked last."""
         self._waiter: Waiter | None = None
         self._again = asyncio.Event()
-        self._is_leased = all(limits.sharing is Sharing.LEASED for _, limits, _ in call.applied)
+        self._is_leased = _is_leased(call)
         self._asked_at = arrived
 
     @property
@@ -56,8 +59,9 @@ class Asking:
         """None if the store does not decide any more."""
         try:
             while self._store.health.mode is StoreMode.SHARED:
+                self._heed_rules()
                 permit = await self._gate.acquire_here(self._call, tell=False)
-                if not isinstance(permit, Permit):
+                if not isinstance(permit, Permit) or not permit.buckets:
                     return permit
                 self._buckets = limited(permit)
                 if self._is_leased and self._ticket == NEWCOMER and self._has_used_slices(permit):
@@ -77,6 +81,15 @@ class Asking:
         finally:
             self._leave()
 
+    def _heed_rules(self) -> None:
+        """Other rules may have come into force while it waited."""
+        if self._era != self._store.era:
+            self._era, before = self._store.era, self._call
+            self._call = self._store.rematched(before)
+            self._is_leased = _is_leased(self._call)
+            if len(self._call.applied) < len(before.applied):
+                self._leave()  # the queue of a bucket that nothing limits any more, and with it the others
+
     async def _ask(self, permit: Permit) -> Any:
         """What the store says of a call that the engine has counted; None if it does not answer."""
         self._asked_at = before = self._gate.clock()
@@ -84,6 +97,7 @@ class Asking:
         try:
             await self._meet()
             ask = self._question(permit)
+            # At once: who is cancelled learns of it a turn of the loop later, and the answer may come in that turn.
             ask.late = lambda reply: self._give_back(permit, reply)
             reply = await self._store.client.ask(ask)
         except BaseException as error:
@@ -115,8 +129,8 @@ class Asking:
         used = keyspace.slices.use(self._buckets, self._call.demand, now)
         if used is None:
             return False
-        held = {keyspace.forms.of(part.bucket).stored: part.leases.pop() for part in used if part.leases}
-        permit.elsewhere = Booking(keyspace, permit, used[0].at, held)
+        held = {part.form.stored: part.leases.pop() for part in used if part.leases}
+        permit.elsewhere = Booking(keyspace, permit, used[0].at, [part.form for part in used], held)
         permit.counted = tuple([count for part in used for count in part.counted])
         self._gate.engine.confirm(permit, now, now - self._arrived)
         self._store.health.decided(StoreMode.SHARED)
@@ -130,8 +144,8 @@ class Asking:
         leased = self._is_leased and self._ticket == NEWCOMER
         more = keyspace.slices.wanted(self._buckets, self._asked_at) if leased else 0
         args += (patience, more, *permit.call.demand)
-        for bucket in self._buckets:
-            form = keyspace.forms.of(bucket)
+        self._forms = [keyspace.forms.of(bucket) for bucket in self._buckets]
+        for form in self._forms:
             names += form.stored
             args += form.args
         return Ask(self._store.scripts.acquire, names, args)
@@ -139,16 +153,27 @@ class Asking:
     def _admitted(self, permit: Permit, reply: Any) -> Permit:
         now, engine = self._gate.clock(), self._gate.engine
         _, server, counted, more, *_ = reply
-        permit.elsewhere = Booking(self._keyspace, permit, server)
+        permit.elsewhere = booking = Booking(self._keyspace, permit, server, self._forms)
         permit.counted = tuple(counted)
         if more:
-            demand, lease = self._call.demand, permit.lease
-            self._keyspace.slices.add(self._buckets, demand, lease, more, counted, server, self._asked_at)
-            self._store.look_after_slices()
+            self._add_slices(permit, reply)
+        if self._era != self._store.era:
+            self._store.heed_limits(booking)
+            booking.renew()
+            self._keyspace.tell()
         engine.confirm(permit, now, now - self._arrived)
         if len(reply) == _WITH_SHADOWS:
             engine.tell_shadow(self._call, self._obstacles(reply[4], reply[1], now), now)
         return permit
+
+    def _add_slices(self, permit: Permit, reply: Any) -> None:
+        _, server, counted, more, *_ = reply
+        slices, demand = self._keyspace.slices, permit.call.demand
+        slices.add(self._buckets, self._forms, demand, permit.lease, more, counted, server, self._asked_at)
+        if self._era == self._store.era:
+            self._store.look_after_slices()
+        else:
+            slices.give_back()
 
     def _without_room(self, permit: Permit, reply: Any) -> Refusal | None:
         """Refused; or None for: it is to be asked again, at once for a place in the queues, later with one."""
@@ -161,6 +186,9 @@ class Asking:
             self._store.joining.discard(self)
             self._ticket = int(reply[2])
             self._store.waiting[self._keyspace.provider, self._ticket] = self
+        if self._era != self._store.era:
+            self._again.set()  # what it was refused by is not in force any more
+            return None
         is_new, self._waiter = self._waiter is None, self._waiter or Waiter(self._call, self._buckets, 0, self._arrived)
         obstacles = self._obstacles(reply[3], reply[1], now)
         refusal = self._waiter.judge(obstacles, now)
@@ -202,13 +230,16 @@ class Asking:
     def _give_back(self, permit: Permit, reply: Any) -> None:
         """The store has admitted the call, or let it wait, when nobody waited for its answer any more."""
         if reply[0] == decision.ADMITTED:
-            _, server, counted, more, *_ = reply
-            demand, slices = permit.call.demand, self._keyspace.slices
-            booking = Booking(self._keyspace, permit, server)
+            _, server, _, more, *_ = reply
+            demand = permit.call.demand
+            booking = Booking(self._keyspace, permit, server, self._forms)
             booking.amend(-demand.requests, Charge(-demand.tokens, -demand.input_tokens, -demand.output_tokens))
             booking.free()
             if more:
-                slices.add(self._buckets, demand, permit.lease, more, counted, server, self._asked_at)
-                self._store.look_after_slices()
+                self._add_slices(permit, reply)
         elif reply[0] == decision.NO_ROOM and reply[2]:
             self._keyspace.leave(reply[2], [self._keyspace.forms.of(bucket).stored for bucket in self._buckets])
+
+
+def _is_leased(call: Call) -> bool:
+    return all(limits.sharing is Sharing.LEASED for _, limits, _ in call.applied)

@@ -12,6 +12,7 @@ from typing import Any, Final, NamedTuple
 
 from sluice.core.buckets import Bucket, Demand, Obstacle
 from sluice.core.keys import BucketKey, Scope
+from sluice.core.limits import Limits
 from sluice.core.permits import Permit
 from sluice.core.windows import NEVER, SlidingWindow
 from sluice_sidecar.stores.shared.names import CALL_CODES, PART_CODES, Keys, StoredBucket
@@ -35,7 +36,7 @@ class Form(NamedTuple):
     codes: tuple[bytes, ...]
     """Of its windows of calls, then of parts."""
     args: tuple[str | bytes | int, ...]
-    limits: object
+    limits: Limits
     windows: int
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import asyncio
 import secrets
 from collections import deque
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Final
 
 from sluice.core.buckets import Bucket, Charge
 from sluice.core.keeping import KeptBucket
+from sluice.core.keys import BucketKey
 from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.permits import Permit
 from sluice.core.windows import NEVER
 from sluice_sidecar.stores.shared.client import Client, StoreError
-from sluice_sidecar.stores.shared.decision import Forms, limited
+from sluice_sidecar.stores.shared.decision import Form, Forms, limited
 from sluice_sidecar.stores.shared.names import Keys, StoredBucket
 from sluice_sidecar.stores.shared.owed import Owed
 from sluice_sidecar.stores.shared.scripts import Scripts
@@ -41,19 +42,32 @@ class Booking:
     __slots__ = ("_at", "_held", "_keyspace", "_lease", "_places")
 
     def __init__(
-        self, keyspace: Keyspace, permit: Permit, at: int, held: Mapping[StoredBucket, str] | None = None
+        self,
+        keyspace: Keyspace,
+        permit: Permit,
+        at: int,
+        forms: Sequence[Form],
+        held: Mapping[StoredBucket, str] | None = None,
     ) -> None:
-        """`at` is the server's time in µs. `held` names the permit in each bucket; None: as its lease."""
+        """`at` is the server's time in µs; `forms` are those of its buckets under the limits by which it was admitted.
+
+        `held` names the permit in each bucket; None: as its lease.
+        """
         self._keyspace = keyspace
         self._at = at
         self._lease = permit.lease
-        self._places = tuple([(bucket, keyspace.forms.of(bucket)) for bucket in limited(permit)])
+        self._places = tuple(zip(limited(permit), forms, strict=True))
         self._held: dict[StoredBucket, str] = {}
         if permit.call.demand.slots:
             if held is None:
-                held = {form.stored: self._lease for bucket, form in self._places if bucket.max_concurrent != NEVER}
+                held = {form.stored: self._lease for form in forms if form.limits.max_concurrent is not None}
             self._held.update(held)
             keyspace.live.add(self)
+
+    @property
+    def keys(self) -> Iterator[BucketKey]:
+        """The buckets that it touches."""
+        return (bucket.key for bucket, _ in self._places)
 
     def amend(self, requests: int, charge: Charge) -> None:
         for _, form in self._places:
@@ -93,7 +107,7 @@ class Keyspace:
         self.forms = Forms(self.keys)
         self.owed = Owed()
         self.tell = tell
-        self.slices = Slices(self.forms, lambda: self.owed)
+        self.slices = Slices(lambda: self.owed)
         self.live: set[Booking] = set()
         """The calls in flight."""
         self.ahead = ahead

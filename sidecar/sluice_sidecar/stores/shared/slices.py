@@ -22,7 +22,7 @@ from sluice.core.buckets import NOTHING, Bucket, Charge, Demand
 from sluice.core.keys import BucketKey
 from sluice.core.limits import SECOND
 from sluice.core.windows import NEVER
-from sluice_sidecar.stores.shared.decision import Forms
+from sluice_sidecar.stores.shared.decision import Form
 from sluice_sidecar.stores.shared.owed import Owed
 
 LENGTH: Final = SECOND
@@ -38,10 +38,12 @@ _US: Final = 1000
 class Slice:
     """What this gate may still admit in one bucket."""
 
-    __slots__ = ("at", "bucket", "counted", "ends", "leases", "left")
+    __slots__ = ("at", "bucket", "counted", "ends", "form", "leases", "left")
 
-    def __init__(self, bucket: Bucket, at: int, ends: int) -> None:
+    def __init__(self, bucket: Bucket, form: Form, at: int, ends: int) -> None:
         self.bucket = bucket
+        self.form = form
+        """Of its bucket, under the limits by which it was taken."""
         self.at = at
         """The server's time in µs at which it was taken."""
         self.ends = ends
@@ -71,8 +73,7 @@ class Rate:
 class Slices:
     """The slices of one provider's buckets."""
 
-    def __init__(self, forms: Forms, owed: Callable[[], Owed]) -> None:
-        self._forms = forms
+    def __init__(self, owed: Callable[[], Owed]) -> None:
         self._owed = owed
         self._slices: dict[BucketKey, Slice] = {}
         self._rates: dict[BucketKey, Rate] = {}
@@ -112,6 +113,7 @@ class Slices:
     def add(
         self,
         buckets: Sequence[Bucket],
+        forms: Sequence[Form],
         demand: Demand,
         lease: str,
         more: int,
@@ -122,17 +124,17 @@ class Slices:
         """The store has given so many further calls; it was asked at `asked`, by our clock, and answered at `at`."""
         ends = asked + LENGTH - at * _US % LENGTH
         first = 0
-        for bucket in buckets:
-            codes = len(self._forms.of(bucket).codes)
+        for bucket, form in zip(buckets, forms, strict=True):
+            codes = len(form.codes)
             part = self._slices.get(bucket.key)
-            if part is not None and part.at * _US // LENGTH != at * _US // LENGTH:
+            if part is not None and (part.at * _US // LENGTH != at * _US // LENGTH or part.form is not form):
                 self._give_back(part)
                 part = None
             if part is None:
-                part = self._slices[bucket.key] = Slice(bucket, at, ends)
+                part = self._slices[bucket.key] = Slice(bucket, form, at, ends)
             part.left = part.left.plus(Demand(*(more * amount for amount in demand)))
             part.counted = tuple(counted[first : first + 2 * codes])
-            if demand.slots and bucket.max_concurrent != NEVER:
+            if demand.slots and form.limits.max_concurrent is not None:
                 part.leases += [f"{lease}+{number}" for number in range(1, more + 1)]
             first += 2 * codes
         self.next_end = min(self.next_end, ends)
@@ -151,7 +153,7 @@ class Slices:
         self.next_end = NEVER
 
     def _give_back(self, part: Slice) -> None:
-        form, owed = self._forms.of(part.bucket), self._owed()
+        form, owed = part.form, self._owed()
         _, requests, tokens, input_tokens, output_tokens = part.left
         if form.codes and any(part.left):
             owed.amend(form.stored, form.codes, part.at, -requests, Charge(-tokens, -input_tokens, -output_tokens))

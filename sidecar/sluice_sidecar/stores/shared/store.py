@@ -22,13 +22,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from itertools import chain
 from typing import Final
 
-from sluice.core.buckets import Bucket, Demand
+from sluice.core.buckets import Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keeping import keep
 from sluice.core.keys import BucketKey
@@ -37,7 +37,7 @@ from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
 from sluice.core.sharing import local_share
 from sluice.core.states import BucketState, WindowState
-from sluice.core.windows import NEVER, SLOTS
+from sluice.core.windows import NEVER, SLOTS, SlidingWindow
 from sluice.core.words import Feedback
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.health import StoreHealth, StoreMode
@@ -45,6 +45,7 @@ from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.stores.shared import decision
 from sluice_sidecar.stores.shared.asking import Asking
 from sluice_sidecar.stores.shared.client import PATIENCE, Client, StoreError
+from sluice_sidecar.stores.shared.decision import limited
 from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, Booking, Forgotten, Keyspace
 from sluice_sidecar.stores.shared.scripts import Scripts
 from sluice_sidecar.stores.shared.word import Speaker
@@ -92,7 +93,8 @@ class SharedStore:
         self.joining: set[Asking] = set()
         """Those that are about to have a ticket: they have their places already."""
         self._asking = 0
-        self._era = 0
+        self.era = 0
+        """Changes whenever what is enforced does."""
         self._beats = 0
         self._owing = asyncio.Event()
         self._look = asyncio.Event()
@@ -139,7 +141,10 @@ class SharedStore:
             self.keyspaces[provider] = Keyspace(
                 self.health.prefix, provider, self.name, self.client, self.scripts, self._ahead, self._owing.set
             )
+        for keyspace in self.keyspaces.values():
+            keyspace.slices.give_back()  # to where they were taken from, by the limits of before
         self._enforce()
+        self._renew()
         if added:
             self._look.set()
             if self._listener is not None:
@@ -154,10 +159,10 @@ class SharedStore:
 
     async def acquire(self, call: Call) -> Permit | Refusal:
         """As `Gate.acquire`."""
-        arrived, era = self.gate.clock(), self._era
+        arrived, era = self.gate.clock(), self.era
         while True:
-            if era != self._era:
-                call, era = self._rematched(call), self._era
+            if era != self.era:
+                call, era = self.rematched(call), self.era
             if self.health.mode is StoreMode.SHARED:
                 outcome = await Asking(self, call, arrived).outcome()
             else:
@@ -189,7 +194,8 @@ class SharedStore:
         permit = await self.gate.acquire_here(call)
         if isinstance(permit, Permit) and permit.lease:
             keyspace = self.keyspaces[_provider(call)]
-            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at))
+            forms = [keyspace.forms.of(bucket) for bucket in limited(permit)]
+            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), forms)
             booking.amend(call.demand.requests, permit.charge)
             permit.elsewhere = booking
         return permit
@@ -206,7 +212,7 @@ class SharedStore:
         everybody = chain(self.waiting.values(), self.joining)
         return sum(any(bucket.key == key for bucket in each.blocked_by) for each in everybody)
 
-    def _rematched(self, call: Call) -> Call:
+    def rematched(self, call: Call) -> Call:
         """The same call under the rules that are in force now."""
         rules = self.gate.engine.rules
         applied = tuple([each._replace(limits=rules.limits_of(each.key)) for each in call.applied])
@@ -216,7 +222,7 @@ class SharedStore:
 
     def _enforce(self) -> None:
         """Tell the engine what it decides."""
-        self._era += 1
+        self.era += 1
         engine, now = self.gate.engine, self.gate.clock()
         is_shared = self.health.mode is StoreMode.SHARED
         self.gate.recall()
@@ -267,8 +273,7 @@ class SharedStore:
         try:
             await self._hear_all()
             if self._beats % RENEWAL == 0 or self.health.mode is StoreMode.LOCAL:
-                for keyspace in self.keyspaces.values():
-                    keyspace.renew()
+                self._renew()
             if self.health.mode is StoreMode.LOCAL:
                 await self._pay()
                 await self._check_pace()
@@ -304,6 +309,17 @@ class SharedStore:
                     "the store %s drops keys when it is full (maxmemory-policy %s), and counts with them: set %s",
                     self.health.address, policy, KEEPS_ALL,
                 )  # fmt: skip
+
+    def _renew(self) -> None:
+        """Calls in flight go on, under the limits that are in force now."""
+        for keyspace in self.keyspaces.values():
+            for booking in keyspace.live:
+                self.heed_limits(booking)
+            keyspace.renew()
+
+    def heed_limits(self, booking: Booking) -> None:
+        """See to it that its buckets know the limits that are in force."""
+        self.gate.engine.visit(booking.keys, self.gate.clock(), lambda bucket, _: bucket)
 
     async def _hear_all(self) -> None:
         keyspaces = tuple(self.keyspaces.values())
@@ -429,13 +445,16 @@ class SharedStore:
         keys = [state.key for state in states]
         buckets = self.gate.engine.visit(keys, self.gate.clock(), lambda bucket, _: bucket)
         of_key = {state.key: state for state in states}
+        windows = {bucket.key: bucket.windows + bucket.parts for bucket in buckets}
         try:
             told = await keyspace.peek(buckets)
         except StoreError:
             return {}
         server = keyspace.server_time(self.gate.clock())
         return {
-            bucket.key: _as_told(of_key[bucket.key], bucket, in_flight, heads, server, self.queued_in(bucket.key))
+            bucket.key: _as_told(
+                of_key[bucket.key], windows[bucket.key], in_flight, heads, server, self.queued_in(bucket.key)
+            )
             for bucket, (in_flight, heads) in zip(buckets, told, strict=True)
         }
 
@@ -481,10 +500,10 @@ def _too_large(demand: Demand, limits: Limits) -> tuple[Cap, int, int] | None:
 
 
 def _as_told(
-    state: BucketState, bucket: Bucket, in_flight: int, heads: list[bytes], server: int, queued: int
+    state: BucketState, counted: Sequence[SlidingWindow], in_flight: int, heads: list[bytes], server: int, queued: int
 ) -> BucketState:
     windows: dict[Cap, WindowState] = {}
-    for window, head in zip(bucket.windows + bucket.parts, heads, strict=True):
+    for window, head in zip(counted, heads, strict=True):
         newest, *used = decision.totals(head)
         size = window.length // SLOTS
         reset = max(0, (newest + SLOTS + 1) * size - server * 1000) if any(used) else 0

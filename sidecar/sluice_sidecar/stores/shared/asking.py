@@ -105,7 +105,7 @@ class Asking:
             if ask is not None:
                 ask.settle_late()
                 # It may have been admitted there all the same, and hold a place until the end of its life.
-                Booking(self._keyspace, permit, 0).free()
+                Booking(self._keyspace, permit, 0, self._forms).free()
             if not isinstance(error, StoreError):
                 raise
             self._store.health.waits.observe((self._gate.clock() - before) / SECOND)

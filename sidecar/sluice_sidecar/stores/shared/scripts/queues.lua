@@ -48,13 +48,19 @@ local function kept_back(queue, gates, now, silence, ticket)
   return sum
 end
 
--- Tell the gate of the first one that found no room here: there may be some now.
+-- Tell the gate of the first one that found no room here: there may be some now. If it needs a place in flight, tell the
+-- first that needs none too: that one may fit where the others do not. Those behind either find no more room than it does.
 local function wake(queue, gates, prefix, now, silence)
+  local is_told = false
   local entries = redis.call('ZRANGE', queue, 0, LOOKED_AT - 1)
   for _, waiter in ipairs(living(queue, gates, now, silence, entries)) do
-    if waiter.blocked then
+    local needs_place = waiter.demand[1] > 0
+    if waiter.blocked and not (is_told and needs_place) then
       redis.call('PUBLISH', prefix .. 'wake:' .. waiter.owner, waiter.ticket)
-      return
+      if not needs_place then
+        return
+      end
+      is_told = true
     end
   end
 end

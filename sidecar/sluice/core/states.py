@@ -100,7 +100,7 @@ def picture(bucket: Bucket, now: int) -> BucketState:
     windows: dict[Cap, WindowState] = {}
     for window in bucket.windows + bucket.parts:
         window.slide(now)
-        reset = max(0, window.empty_at - now)
+        reset = max(0, window.empty_at - now) if window.first or window.second else 0
         for cap, limit, used in zip(
             window.caps, (window.first_limit, window.second_limit), (window.first, window.second), strict=True
         ):

@@ -240,9 +240,9 @@ class House:
 
 def _together(known: BucketState, picture: BucketState) -> BucketState:
     """What two gates say of one bucket: they count some things together, and the rest each for itself."""
-    assert known.windows == picture.windows
+    assert known.windows == picture.windows, (known, picture)
     capped = known.max_concurrent is not None
-    assert not capped or known.in_flight == picture.in_flight
+    assert not capped or known.in_flight == picture.in_flight, (known, picture)
     return replace(
         known,
         in_flight=known.in_flight if capped else known.in_flight + picture.in_flight,

@@ -304,7 +304,7 @@ def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Pa
             options["ssl_ca_certs"] = str(ca)
     if address.kind is StoreKind.CLUSTER:
         nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        return RedisCluster(startup_nodes=nodes, cluster_error_retry_attempts=0, **options)
+        return RedisCluster(startup_nodes=nodes, **options)
     options["db"] = address.db
     if address.kind is StoreKind.SENTINEL:
         of_sentinels = {

@@ -12,8 +12,8 @@ local KEPT = 172800000 -- two days: longer than any window
 
 local now = clock()
 local gates, epoch, recovery, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
+redis.call('ZADD', gates, now, ARGV[1]) -- first: a full server refuses that, and nothing after a command that frees
 redis.call('ZREMRANGEBYSCORE', gates, '-inf', now - 60000000)
-redis.call('ZADD', gates, now, ARGV[1])
 redis.call('PEXPIRE', gates, KEPT)
 redis.call('SET', epoch, ARGV[3], 'NX')
 redis.call('PEXPIRE', epoch, KEPT)

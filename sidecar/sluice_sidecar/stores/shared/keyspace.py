@@ -82,6 +82,10 @@ class Booking:
         if self._held:
             self._keyspace.tell()
 
+    def shift(self, by: int) -> None:
+        """The server's clock is further ahead than was believed, by so many µs."""
+        self._at += by
+
     def renew(self) -> None:
         """The call goes on, and holds its place also where calls at a time are capped only now."""
         for bucket, form in self._places:
@@ -142,7 +146,10 @@ class Keyspace:
             (self._gate, SILENCE, secrets.token_hex(8), self.epoch),
         )
         server, epoch, gates, last, recovering = reply
-        self.ahead = server * _US - (before + clock()) // 2
+        believed, self.ahead = self.ahead, server * _US - (before + clock()) // 2
+        if not self.epoch:  # until now there was only our own wall clock to go by
+            for booking in self.live:
+                booking.shift((self.ahead - believed) // _US)
         self.gates, self._last = max(1, gates), last
         known, self.epoch = self.epoch, epoch.decode("ascii", "replace")
         self.met.set()
@@ -198,7 +205,7 @@ class Keyspace:
             self.tell()
 
     def tell_again(self, kept: Iterable[tuple[Bucket, KeptBucket]]) -> None:
-        """The server has forgotten: owe it all that this gate has counted."""
+        """Owe the server all that this gate has counted, and nothing else."""
         self.owed.forget()
         self.slices.forget()
         for bucket, counts in kept:

@@ -323,7 +323,7 @@ class SharedStore:
 
     async def _hear_all(self) -> None:
         keyspaces = tuple(self.keyspaces.values())
-        heard = await asyncio.gather(*[each.beat(self.gate.clock) for each in keyspaces], return_exceptions=True)
+        heard = await asyncio.gather(*[self._hear_of(each) for each in keyspaces], return_exceptions=True)
         for keyspace, error in zip(keyspaces, heard, strict=True):
             if isinstance(error, Forgotten):
                 self.go_local(FORGOTTEN)
@@ -334,6 +334,14 @@ class SharedStore:
         for error in heard:
             if isinstance(error, BaseException):
                 raise error
+
+    async def _hear_of(self, keyspace: Keyspace) -> None:
+        is_new = not keyspace.epoch
+        try:
+            await keyspace.beat(self.gate.clock)
+        finally:
+            if is_new and keyspace.epoch and self.health.mode is StoreMode.LOCAL:
+                self._tell_again(keyspace)  # what was owed stood in slots of our own wall clock
 
     def _tell_again(self, keyspace: Keyspace) -> None:
         engine = self.gate.engine

@@ -91,8 +91,10 @@ local function changed(window, first, second, by_first, by_second)
   return new_first, new_second
 end
 
--- Change what is counted in some slot; what has left stays as it is, and nothing goes below 0.
+-- Change what is counted in some slot; what has left stays as it is, and nothing goes below 0. No slot begins before
+-- its time: a window would stand still until then.
 local function amend(window, slot, first, second)
+  slot = math.min(slot, window.slot)
   if slot < window.slot - SLOTS then
     return
   end

@@ -15,8 +15,8 @@ import gc
 import random
 import time
 from bisect import bisect_left
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -237,6 +237,16 @@ class Gates:
         passed = decision.answered - decision.asked
         return max(0, passed - self.machine.lost(decision.asked, decision.answered)) / 1e9
 
+    @property
+    def slow(self) -> list[str]:
+        """The decisions that took longer than any may, in words."""
+        return [
+            f"{each.gate} in mode {each.mode} took {1000 * self.took(each):.1f} ms of "
+            f"{(each.answered - each.asked) / 1e6:.1f} ms up to {each.answered}, and said {each.outcome}"
+            for each in self.decisions
+            if self.took(each) > DECISION_SECONDS
+        ]
+
     def changes(self, mode: StoreMode) -> int:
         """How often the gates have come into that mode, all together."""
         return sum(each.health.entered[mode] for each in self.each)
@@ -317,6 +327,20 @@ class Callers:
         )  # fmt: skip
 
 
+@contextmanager
+def _no_walks_through_all_objects() -> Iterator[None]:
+    """A gate holds little. This process holds all that was imported and seen: a look at it takes 100 ms."""
+    before = gc.get_threshold()
+    gc.collect()
+    gc.freeze()  # as `sluice run` does
+    gc.set_threshold(*before[:2], 1_000_000)
+    try:
+        yield
+    finally:
+        gc.set_threshold(*before)
+        gc.unfreeze()
+
+
 @asynccontextmanager
 async def sharing(
     address: str,
@@ -348,7 +372,5 @@ async def sharing(
             sharers.append(Sharer(name, gate, store, its_client))
             stack.push_async_callback(sharers[-1].close)
         await asyncio.gather(*[each.store.start() for each in sharers])
-        stack.callback(gc.unfreeze)
-        gc.collect()
-        gc.freeze()  # as `sluice run` does: a test's process holds more than a gate's, and walks through it for 100 ms
+        stack.enter_context(_no_walks_through_all_objects())
         yield Gates(sharers, machine)

@@ -5,12 +5,16 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager
 from itertools import count
+from pathlib import Path
 
 import pytest
 
-from helpers.envoy import ROOT
+from helpers.envoy import ROOT, short_folder
 from helpers.kube.client import LIMITS, NAMESPACES, PODS, Client, client
 from helpers.kube.control_plane import ControlPlane, running
+from helpers.kube.kubelet import Kubelet, kubelet
+from helpers.kube.operator import Operator, grant, operating
+from helpers.kube.person import Person
 
 CRD = ROOT / "crds/providerlimits.yaml"
 ESTABLISHED = '--for=jsonpath={.status.conditions[?(@.type=="Established")].status}=True'
@@ -57,6 +61,31 @@ async def own_admin(own_control_plane: ControlPlane) -> AsyncIterator[Client]:
 @pytest.fixture
 def namespace(admin: Client) -> str:
     return admin.namespace
+
+
+@pytest.fixture
+def folder() -> Iterator[Path]:
+    with short_folder() as folder:
+        yield folder
+
+
+@pytest.fixture
+async def operator(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Operator]:
+    """One that serves the namespace, as its service account; it looks at the gates each second."""
+    account = grant(control_plane, namespace)
+    async with operating(account, "--namespace", namespace, "--interval", "1s") as operator:
+        yield operator
+
+
+@pytest.fixture
+async def node(admin: Client, folder: Path) -> AsyncIterator[Kubelet]:
+    async with kubelet(admin, folder) as node:
+        yield node
+
+
+@pytest.fixture
+def person(control_plane: ControlPlane, namespace: str) -> Person:
+    return Person(control_plane, namespace)
 
 
 @asynccontextmanager

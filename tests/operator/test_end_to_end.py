@@ -12,29 +12,25 @@ import random
 import re
 import signal
 import time
-from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from helpers.envoy import short_folder
 from helpers.figures import percentile, tell
 from helpers.kube.client import CONFIG_MAPS, LIMITS, PODS, Client, Object, client
 from helpers.kube.control_plane import ControlPlane
 from helpers.kube.gates import GatePod, running_gate
 from helpers.kube.kubelet import Kubelet, kubelet
-from helpers.kube.operator import Operator, grant, operating
+from helpers.kube.operator import grant, operating
+from helpers.kube.person import PATIENCE, Person, became, limits
 from helpers.program import eventually
 from standin import StandIn
 
 # An operator, gates and in one test an Envoy start, on a machine that may be busy with others.
 pytestmark = [pytest.mark.timeout(120), pytest.mark.usefixtures("operator")]
 
-PATIENCE = 20.0
-"""Seconds for what the operator does within one or two of its intervals."""
 CHANGES, ROUNDS = 50, 3
 GOOD = 100
 CHAT = {"model": "m", "max_tokens": 50, "messages": [{"role": "user", "content": "Hello"}]}
@@ -49,111 +45,6 @@ ANY_SPEC = (
 )  # fmt: skip
 """A CRD of another version, say, lets pass what this operator takes for a mistake."""
 WINDOWS = {"LimitNear", "LimitReached"}
-
-
-@pytest.fixture
-def folder() -> Iterator[Path]:
-    with short_folder() as folder:
-        yield folder
-
-
-@pytest.fixture
-async def operator(control_plane: ControlPlane, namespace: str) -> AsyncIterator[Operator]:
-    """One that serves the namespace, as its service account; it looks at the gates each second."""
-    account = grant(control_plane, namespace)
-    async with operating(account, "--namespace", namespace, "--interval", "1s") as operator:
-        yield operator
-
-
-@pytest.fixture
-async def node(admin: Client, folder: Path) -> AsyncIterator[Kubelet]:
-    async with kubelet(admin, folder) as node:
-        yield node
-
-
-def limits(name: str, *entries: dict[str, Any], provider: str = "openai", **spec: Any) -> Object:
-    """An object whose entries are of users, who are known by a header."""
-    source = {"scope": "User", "subject": {"header": "x-user-id"}}
-    return {
-        "apiVersion": "sluice.dev/v1alpha1",
-        "kind": "ProviderLimits",
-        "metadata": {"name": name},
-        "spec": {"provider": provider, "limits": [source | each for each in entries], **spec},
-    }
-
-
-class Person:
-    """Somebody at a terminal, with kubectl."""
-
-    def __init__(self, plane: ControlPlane, namespace: str) -> None:
-        self._plane = plane
-        self._namespace = namespace
-
-    async def kubectl(self, *arguments: str, stdin: str | None = None) -> str:
-        return await asyncio.to_thread(self._plane.kubectl, "-n", self._namespace, *arguments, stdin=stdin)
-
-    async def apply(self, manifest: Object) -> str:
-        return (await self.kubectl("apply", "-f", "-", stdin=json.dumps(manifest))).strip()
-
-    async def row(self, name: str) -> list[str]:
-        """What `kubectl get` prints of an object, but for its age."""
-        return (await self.kubectl("get", "providerlimits", name, "--no-headers")).split()[:-1]
-
-    async def sees(self, name: str, *row: str) -> None:
-        """Wait until `kubectl get` prints this."""
-        now: list[str] = []
-
-        async def is_so() -> bool:
-            now[:] = await self.row(name)
-            return now == [name, *row]
-
-        await eventually(is_so, lambda: str(now), PATIENCE)
-
-    async def status(self, name: str) -> Object:
-        found = json.loads(await self.kubectl("get", "providerlimits", name, "-o", "json"))
-        return dict(found.get("status", {}))
-
-    async def counts(self, name: str, used: int, rejected: int) -> None:
-        """Wait until the status says so much of the fullest window, and of calls that were refused."""
-        now: Object = {}
-
-        async def is_so() -> bool:
-            now.update(await self.status(name))
-            hottest, usage = now.get("hottest", [{}])[0], now.get("usage", {})
-            return (hottest.get("used"), usage.get("rejected")) == (used, rejected)
-
-        await eventually(is_so, lambda: json.dumps(now), PATIENCE)
-
-    async def reads(self, name: str, kind: str, status: str, reason: str) -> str:
-        """Wait for a condition; returns its message."""
-        now: Object = {}
-
-        async def is_so() -> bool:
-            by_type = {each["type"]: each for each in (await self.status(name)).get("conditions", ())}
-            now.update(by_type.get(kind, {}))
-            return (now.get("status"), now.get("reason")) == (status, reason)
-
-        await eventually(is_so, lambda: json.dumps(now), PATIENCE)
-        return str(now["message"])
-
-    async def events(self, name: str) -> list[tuple[str, str]]:
-        """Reason and message of each event of an object, oldest first; of one that was told again, each time."""
-        found = json.loads(await self.kubectl("get", "events", "-o", "json"))["items"]
-        own = [each for each in found if each["involvedObject"]["name"] == name]
-        own.sort(key=lambda each: (each["firstTimestamp"], each["metadata"]["resourceVersion"]))
-        return [(each["reason"], each["message"]) for each in own for _ in range(each["count"])]
-
-
-@pytest.fixture
-def person(control_plane: ControlPlane, namespace: str) -> Person:
-    return Person(control_plane, namespace)
-
-
-async def became(gate: GatePod, *, refuses: bool, provider: str = "openai", user: str = "alice") -> None:
-    """Wait until the gate decides so."""
-    async with asyncio.timeout(PATIENCE):
-        while await gate.refuses(user, provider) is not refuses:  # noqa: ASYNC110  another process: nobody tells us
-            await asyncio.sleep(0.002)
 
 
 async def same_calls(admin: Client, gate: GatePod) -> float:

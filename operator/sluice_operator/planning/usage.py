@@ -9,7 +9,8 @@ Two kinds of numbers
 
 Over several gates a bucket is as full as it is in the gate where it is fullest, since each gate counts its own calls;
 calls in flight and the sums of five minutes are added up. Gates for which a shared store decides all tell what that
-store counts, each as of a moment of its own: of their calls in flight the largest number speaks for all.
+store counts, each as of a moment of its own: of their calls in flight the largest number speaks for all. Where no
+limit is on them the store does not count them, and each gate tells its own.
 """
 
 from __future__ import annotations
@@ -134,11 +135,12 @@ def _merged(reports: Iterable[Report]) -> list[Bucket]:
     return sorted(_united(parts, _added), key=lambda bucket: bucket.key)
 
 
-def _united(parts: Iterable[Bucket | BucketReport], both: Callable[[int, int], int]) -> Iterable[Bucket]:
-    """One bucket of each name, whose calls in flight are `both` of every two."""
+def _united(parts: Iterable[Bucket | BucketReport], capped: Callable[[int, int], int]) -> Iterable[Bucket]:
+    """One bucket of each name. Of calls in flight that a cap is on, `capped` makes one number of every two."""
     buckets: dict[BucketKey, Bucket] = {}
     for each in parts:
         known = buckets.get(each.key)
+        both = capped if Cap.MAX_CONCURRENT in each.uses else _added
         buckets[each.key] = Bucket(
             each.key,
             both(known.in_flight if known else 0, each.in_flight),

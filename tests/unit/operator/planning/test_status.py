@@ -108,8 +108,11 @@ def test_windows_are_those_of_the_fullest_bucket_and_sums_are_of_all_gates() -> 
 
 
 def test_what_one_store_counts_is_told_once_and_what_each_gate_does_is_added() -> None:
-    first = {"store": ONE, "buckets": (bucket("alice", 41, in_flight=5),), "recent": {"openai": Recent(admitted=30)}}
-    second = {"store": ONE, "buckets": (bucket("alice", 40, in_flight=6),), "recent": {"openai": Recent(admitted=20)}}
+    buckets = [
+        bucket("alice", used, in_flight=slots, max_concurrent=Use(slots, 9)) for used, slots in ((41, 5), (40, 6))
+    ]
+    first = {"store": ONE, "buckets": (buckets[0],), "recent": {"openai": Recent(admitted=30)}}
+    second = {"store": ONE, "buckets": (buckets[1],), "recent": {"openai": Recent(admitted=20)}}
 
     usage = shown(entry(), gates=(first, second))["usage"]
 
@@ -119,10 +122,17 @@ def test_what_one_store_counts_is_told_once_and_what_each_gate_does_is_added() -
 @pytest.mark.parametrize("other", [AWAY, Store(), *OTHERS])
 def test_what_a_gate_counts_alone_or_another_store_is_added_to_what_a_store_counts(other: Store) -> None:
     stores = (ONE, other, ONE, other)
-    answers = tuple({"store": each, "buckets": (bucket("alice", 1, in_flight=2),)} for each in stores)
+    slots = bucket("alice", 1, in_flight=2, max_concurrent=Use(2, 9))
+    answers = tuple({"store": each, "buckets": (slots,)} for each in stores)
 
     together = 4 if other in OTHERS else 6
     assert shown(entry(), gates=answers)["usage"]["inFlight"] == together
+
+
+def test_calls_in_flight_that_no_limit_is_on_are_added_up_as_the_store_does_not_count_them() -> None:
+    answers = tuple({"store": ONE, "buckets": (bucket("alice", 41, in_flight=slots),)} for slots in (5, 6))
+
+    assert shown(entry(), gates=answers)["usage"]["inFlight"] == 11
 
 
 def test_a_slot_of_a_shared_store_is_shown_once() -> None:

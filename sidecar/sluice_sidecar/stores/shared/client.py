@@ -51,12 +51,32 @@ TURNS: Final = 3
 MOST_PIPELINES: Final = 4
 """Under way at once; what is asked meanwhile goes together in the next."""
 
+UNREADABLE: Final = "holds something that no gate wrote"
+_PERMITS_NOT: Final = "does not permit its user what a gate needs: see docs/shared-state.md"
+_IS_REPLICA: Final = "is a replica that cannot be written to"
+_IS_FULL: Final = "is full: it has reached its maxmemory"
+_REASONS: Final[Mapping[str, str]] = {
+    "OOM command not allowed": _IS_FULL,
+    "READONLY": _IS_REPLICA,
+    "NOREPLICAS": "has too few replicas to take what is written",
+    "no permissions": _PERMITS_NOT,
+    "can't run this command": _PERMITS_NOT,
+    "WRONGTYPE": UNREADABLE,
+    "user_script": UNREADABLE,
+}
+"""What an error means that a script met: the first of these words in it says so. Before Redis 7 all such errors look
+alike, and begin with where in the script it was; later ones end with that."""
+
 Command: TypeAlias = tuple[bytes | str | int, ...]
 OnLate: TypeAlias = Callable[[Any], None]
 
 
 class StoreError(SluiceError):
     """The store did not do what it was asked; the message says why, in a few words, and holds no secret."""
+
+
+class Unreadable(StoreError):
+    """A script found something in its keys that no gate wrote."""
 
 
 class Ask:
@@ -81,7 +101,7 @@ class Ask:
     def answer(self, reply: Any) -> None:
         if isinstance(reply, Exception):
             if not self.future.done():
-                self.future.set_exception(StoreError(explained(reply)))
+                self.future.set_exception(failure(reply))
                 self.future.exception()  # it may be that nobody asks
         elif not self.future.done():
             self.future.set_result(reply)
@@ -243,23 +263,33 @@ class _Patience:
         self._give_up(self._asks)
 
 
+def failure(error: Exception) -> StoreError:
+    """What whoever asked is told."""
+    text = explained(error)
+    return Unreadable(text) if text is UNREADABLE else StoreError(text)
+
+
 def explained(error: BaseException) -> str:
     """Why the server did not answer, for a person; nothing of what was sent to it."""
     match error:
         case AuthenticationError():
             return "refuses the user or the password"
         case NoPermissionError():
-            return "does not permit its user what a gate needs: see docs/shared-state.md"
+            return _PERMITS_NOT
         case ReadOnlyError():
-            return "is a replica that cannot be written to"
+            return _IS_REPLICA
         case OutOfMemoryError():
-            return "is full: it has reached its maxmemory"
+            return _IS_FULL
         case BusyLoadingError():
             return "is still loading its data"
         case RedisTimeout() | TimeoutError():
             return f"did not answer within {SLOW:g} s"
         case ResponseError():
-            word = str(error).split(" ", 1)[0]
+            text = str(error)
+            word = text.split(" ", 1)[0]
+            for words, reason in _REASONS.items():
+                if words in text:
+                    return reason
             return f"answered with an error ({word[:32] if word.isascii() and word.isupper() else 'unknown'})"
         case _:
             return "cannot be reached"

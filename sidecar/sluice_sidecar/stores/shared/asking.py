@@ -11,7 +11,7 @@ from sluice.core.limits import SECOND, Sharing
 from sluice.core.permits import Call, Permit, Waiter
 from sluice_sidecar.health import StoreMode
 from sluice_sidecar.stores.shared import decision
-from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError
+from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError, Unreadable
 from sluice_sidecar.stores.shared.decision import Form, limited
 from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, LIFE, SILENCE, Booking
 
@@ -106,6 +106,8 @@ class Asking:
                 ask.settle_late()
                 # It may have been admitted there all the same, and hold a place until the end of its life.
                 Booking(self._keyspace, permit, 0, self._forms).free()
+                if isinstance(error, Unreadable):
+                    self._keyspace.suspects.update(ask.keys)
             if not isinstance(error, StoreError):
                 raise
             self._store.health.waits.observe((self._gate.clock() - before) / SECOND)

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from sluice.core.buckets import Bucket, Charge
 from sluice.core.keeping import KeptBucket
@@ -14,11 +15,11 @@ from sluice.core.keys import BucketKey
 from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.permits import Permit
 from sluice.core.windows import NEVER
-from sluice_sidecar.stores.shared.client import Client, StoreError
+from sluice_sidecar.stores.shared.client import Client, StoreError, Unreadable
 from sluice_sidecar.stores.shared.decision import Form, Forms, limited
 from sluice_sidecar.stores.shared.names import Keys, StoredBucket
 from sluice_sidecar.stores.shared.owed import Owed
-from sluice_sidecar.stores.shared.scripts import Scripts
+from sluice_sidecar.stores.shared.scripts import Script, Scripts
 from sluice_sidecar.stores.shared.slices import Slices
 
 SILENCE: Final = 3 * SECOND // 1000
@@ -29,7 +30,12 @@ FORGOTTEN: Final = "has lost its memory: every gate tells it again what it has c
 LIFE: Final = 15 * SECOND // MILLISECOND
 """Milliseconds for which a permit is held; those of calls that go on are renewed."""
 
+JUMP: Final = 2 * SECOND
+"""Nanoseconds by which the store's clock may have moved against ours from one beat to the next."""
+
 _US: Final = 1000
+
+logger = logging.getLogger(__name__)
 
 
 class Forgotten(StoreError):
@@ -122,6 +128,8 @@ class Keyspace:
         """How long the server has remembered; empty before it was ever heard."""
         self.met = asyncio.Event()
         """It was heard."""
+        self.suspects: set[bytes] = set()
+        """Keys of which one holds what no gate wrote."""
         self._leaving: dict[int, tuple[StoredBucket, ...]] = {}
         """Tickets of calls that wait no more, of which the server does not know that yet."""
         self._gate = gate
@@ -140,13 +148,16 @@ class Keyspace:
         """Say that this gate lives; raises `Forgotten` if the server knows nothing of what it was told."""
         keys = self.keys
         before = clock()
-        reply = await self._client.run(
+        reply = await self._run(
             self._scripts.beat,
             (keys.gates, keys.epoch, keys.recovery, keys.batch),
             (self._gate, SILENCE, secrets.token_hex(8), self.epoch),
         )
         server, epoch, gates, last, recovering = reply
         believed, self.ahead = self.ahead, server * _US - (before + clock()) // 2
+        if self.epoch and abs(self.ahead - believed) > JUMP:
+            seconds = (self.ahead - believed) / SECOND
+            logger.warning("the clock of the store has jumped by %+.0f s for %s", seconds, self.provider)
         if not self.epoch:  # until now there was only our own wall clock to go by
             for booking in self.live:
                 booking.shift((self.ahead - believed) // _US)
@@ -162,6 +173,23 @@ class Keyspace:
         if recovering:
             raise StoreError("is told again what was counted before it lost its memory")
 
+    async def mend(self) -> None:
+        """Delete those of the suspects that hold what no gate wrote. Raises `StoreError`."""
+        suspects = tuple(self.suspects)
+        if suspects:
+            deleted = await self._client.run(self._scripts.mend, suspects, [self.keys.kind(key) for key in suspects])
+            self.suspects.difference_update(suspects)
+            for number in deleted:
+                key = suspects[number - 1]
+                logger.warning("the store held under %r what no gate wrote: it is deleted, and begins anew", key)
+
+    async def _run(self, script: Script, keys: Sequence[bytes], args: Sequence[bytes | str | int]) -> Any:
+        try:
+            return await self._client.run(script, keys, args)
+        except Unreadable:
+            self.suspects.update(keys)
+            raise
+
     async def flush(self) -> None:
         """Send what is owed now: more may be by the time it is there. Raises `StoreError`."""
         async with self._paying:  # a batch must be acknowledged before the next one is made
@@ -174,7 +202,7 @@ class Keyspace:
             batch = self.owed.next_batch(self._last)
             if batch is None:
                 break
-            reply = await self._client.run(
+            reply = await self._run(
                 self._scripts.settle,
                 (keys.gates, keys.epoch, keys.batch, *batch.keys),
                 (keys.prefix, self.epoch, SILENCE, LIFE, batch.number, *batch.args),
@@ -184,7 +212,7 @@ class Keyspace:
             self.owed.acknowledged()
         for ticket in tuple(self._leaving):
             queues = [stored.queue for stored in self._leaving[ticket]]
-            await self._client.run(self._scripts.leave, (keys.gates, *queues), (keys.prefix, SILENCE, ticket))
+            await self._run(self._scripts.leave, (keys.gates, *queues), (keys.prefix, SILENCE, ticket))
             self._leaving.pop(ticket, None)
 
     @property
@@ -220,5 +248,5 @@ class Keyspace:
             form = self.forms.of(bucket)
             names += (form.stored.counts, form.stored.permits)
             args += (len(form.codes), *form.codes)
-        _, *told = await self._client.run(self._scripts.peek, names, args)
+        _, *told = await self._run(self._scripts.peek, names, args)
         return [(in_flight, heads) for in_flight, *heads in told]

@@ -51,6 +51,12 @@ class Keys:
         self.word = self.prefix + b"word"
         """The channel on which gates tell each other what the provider says."""
 
+    def kind(self, key: bytes) -> str:
+        """What one of these keys should be: bucket, queue, zset or string."""
+        name = key[len(self.prefix) :]
+        kinds = {b"b:": "bucket", b"q:": "queue", b"p:": "zset"}
+        return "zset" if key == self.gates else kinds.get(name[:2], "string")
+
     def bucket(self, key: BucketKey) -> StoredBucket:
         """Two buckets never share a key: nothing before the subject has a `:` of its own, no two encode alike."""
         models = quote(key.models, safe="*,", errors="surrogatepass")

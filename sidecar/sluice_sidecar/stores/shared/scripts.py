@@ -24,6 +24,7 @@ class Scripts:
         self.acquire = self._script("acquire")
         self.beat = self._script("beat")
         self.leave = self._script("leave")
+        self.mend = self._script("mend")
         self.peek = self._script("peek")
         self.settle = self._script("settle")
 

@@ -338,6 +338,7 @@ class SharedStore:
     async def _hear_of(self, keyspace: Keyspace) -> None:
         is_new = not keyspace.epoch
         try:
+            await keyspace.mend()
             await keyspace.beat(self.gate.clock)
         finally:
             if is_new and keyspace.epoch and self.health.mode is StoreMode.LOCAL:

@@ -21,7 +21,10 @@ local name = redis.call('GET', epoch)
 if ARGV[4] ~= '' and ARGV[4] ~= name then
   redis.call('SET', recovery, '1', 'PX', RECOVERY, 'NX')
 end
+if redis.call('PTTL', recovery) < 0 then
+  redis.call('DEL', recovery) -- one without an end is not ours
+end
 return {
   now, name, redis.call('ZCOUNT', gates, now - tonumber(ARGV[2]), '+inf'),
-  tonumber(redis.call('GET', last) or '0'), math.max(0, redis.call('PTTL', recovery)),
+  tonumber(redis.call('GET', last) or '0') or 0, math.max(0, redis.call('PTTL', recovery)),
 }

@@ -14,11 +14,9 @@ local prefix, silence, life, batch = ARGV[1], tonumber(ARGV[3]), tonumber(ARGV[4
 if redis.call('GET', epoch) ~= ARGV[2] then
   return {-1, now}
 end
-if batch <= tonumber(redis.call('GET', last) or '0') then
+if batch <= (tonumber(redis.call('GET', last) or '0') or 0) then
   return {1, now}
 end
-redis.call('SET', last, string.format('%.0f', batch), 'PX', 172800000)
-
 local at = 6
 local function next_number()
   at = at + 1
@@ -70,4 +68,6 @@ for key = 4, #KEYS, 3 do
     wake(queue, gates, prefix, now, silence)
   end
 end
+-- Last: a batch that stumbles over what no gate wrote is sent again, and counts twice rather than never.
+redis.call('SET', last, string.format('%.0f', batch), 'PX', 172800000)
 return {1, now}

@@ -15,7 +15,11 @@ local SPARE = 60000 -- milliseconds that a bucket is kept beyond its last slot
 -- The slots before the newest, in time order.
 local function older(window)
   if not window.older then
-    window.older = redis.call('HGET', window.key, window.code .. 's') or ''
+    local text = redis.call('HGET', window.key, window.code .. 's') or ''
+    if #text % WIDTH ~= 0 then
+      error('no gate wrote this')
+    end
+    window.older = text
   end
   return window.older
 end
@@ -34,10 +38,22 @@ local function slide(window)
   window.oldest = at <= #text and struct.unpack(SLOT, text, at) or window.newest
 end
 
+local function is_head(text)
+  if #text ~= 6 * 8 then
+    return false
+  end
+  local newest, newest_first, newest_second, first, second, oldest = struct.unpack(HEAD, text)
+  local least = math.min(newest, newest_first, newest_second, first, second, oldest)
+  return least >= 0 and math.max(newest, first, second, oldest) < 2 ^ 53 -- neither is true of what is no number
+end
+
 -- A window as it is at `now`. A clock that has stepped back counts as one that stands still.
 local function opened(key, code, head, now)
   local window = {key = key, code = code, slot = math.floor(now / SIZE[code])}
   if head then
+    if not is_head(head) then
+      error('no gate wrote this')
+    end
     window.newest, window.newest_first, window.newest_second, window.first, window.second, window.oldest =
       struct.unpack(HEAD, head)
     window.slot = math.max(window.slot, window.newest)

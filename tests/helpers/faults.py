@@ -45,6 +45,8 @@ class Fault:
     """The store may have carried out what it could not answer."""
     lasts: bool = True
     """Until it is mended."""
+    oldest: bool = False
+    """With the oldest Redis that is supported."""
     persists: bool = False
     password: str = ""
     config: Mapping[str, object] = field(default_factory=dict)
@@ -58,7 +60,7 @@ async def bench_for(fault: Fault) -> AsyncIterator[Bench]:
     """A store that works so far."""
     async with AsyncExitStack() as stack:
         server = await stack.enter_async_context(
-            running_redis(password=fault.password, persists=fault.persists, config=fault.config)
+            running_redis(oldest=fault.oldest, password=fault.password, persists=fault.persists, config=fault.config)
         )
         relay = await stack.enter_async_context(relayed(server.port))
         yield Bench(server, relay, fault.password)
@@ -142,7 +144,9 @@ FAULTS = (
     Fault("refusing connections", _refuse, _heal, "cannot be reached"),
     Fault("slow by 50 ms", _slow_down, _heal, "is too slow"),
     Fault("flushed", _flush, _nothing, "has lost its memory", loses_answers=False, lasts=False),
-    Fault("full", _fill, _empty, "is full", loses_answers=False, config={"maxmemory-policy": "noeviction"}),
-    Fault("a replica that cannot be written to", _demote, _promote, "cannot be written to", loses_answers=False),
+    Fault("full", _fill, _empty, "is full", loses_answers=False),
+    Fault("full, the oldest Redis", _fill, _empty, "is full", loses_answers=False, oldest=True),
+    Fault("a replica", _demote, _promote, "cannot be written to", loses_answers=False),
+    Fault("a replica, the oldest Redis", _demote, _promote, "cannot be written to", loses_answers=False, oldest=True),
     Fault("locked by another password", _lock, _tell_password, "refuses the user or the password", password=PASSWORD),
 )

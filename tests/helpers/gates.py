@@ -4,14 +4,15 @@ Theory of operation
     A decision is timed by its caller, from `Gate.acquire` to its outcome. On a machine that is busy with others a loop
     is late for reasons that are not the gate's. So a task looks at the clock every millisecond: where it comes late
     and this thread did not compute meanwhile, the machine had given the time to somebody else. That much is taken off
-    the decisions that were under way then, and no more: what the gates, the callers and the relay compute themselves
-    counts as the gate's time.
+    the decisions that were under way then, or began just after, when the loop had to catch up; and no more: what the
+    gates, the callers and the relay compute themselves counts as the gate's time.
 """
 
 from __future__ import annotations
 
 import asyncio
 import gc
+import logging
 import random
 import time
 from bisect import bisect_left
@@ -39,6 +40,8 @@ from sluice_sidecar.stores.shared.client import Client
 from sluice_sidecar.stores.shared.scripts import Script, Scripts
 from sluice_sidecar.stores.shared.store import SharedStore
 
+logger = logging.getLogger(__name__)
+
 RETURN_SECONDS = 5.0
 """In which the store decides again once it is there again."""
 DECISION_SECONDS = 0.020
@@ -46,6 +49,10 @@ DECISION_SECONDS = 0.020
 LOOK_SECONDS = 0.001
 IDLE_SECONDS = 0.003
 """A look every millisecond may be that late without the machine being busy: the kernel's timers are rounded up."""
+CATCHING_UP = 50_000_000
+"""Nanoseconds after which the loop has done what it could not do in time."""
+BUSY = 5_000_000
+"""A machine that takes away so many nanoseconds at once may make a store look slow that is not."""
 OWED_SECONDS = 10.0
 BEATS_KEYS = 4
 """Of the script by which a gate says that it lives."""
@@ -70,14 +77,18 @@ class Machine:
             wall, computed = time.monotonic_ns(), time.thread_time_ns()
             await asyncio.sleep(LOOK_SECONDS)
             now = time.monotonic_ns()
-            lost = now - wall - (time.thread_time_ns() - computed) - int(IDLE_SECONDS * 1e9)
-            if lost > 0:
-                self.spans.append(Span(wall, now, lost))
+            idle = now - wall - (time.thread_time_ns() - computed)
+            if idle > IDLE_SECONDS * 1e9:
+                self.spans.append(Span(wall, now, idle - int(LOOK_SECONDS * 1e9)))
+
+    @property
+    def was_busy(self) -> bool:
+        return any(span.lost > BUSY for span in self.spans)
 
     def lost(self, first: int, last: int) -> int:
-        """Nanoseconds lost in the spans that touch this time."""
+        """Nanoseconds lost in this time, and just before."""
         total = 0
-        at = bisect_left(self.spans, first, key=lambda span: span.last)
+        at = bisect_left(self.spans, first - CATCHING_UP, key=lambda span: span.last)
         while at < len(self.spans) and self.spans[at].first <= last:
             total += self.spans[at].lost
             at += 1
@@ -191,6 +202,14 @@ class Gates:
 
         await eventually(all_do, lambda: str([each.health for each in self.each]))
 
+    async def saying(self, problem: str) -> None:
+        """Wait until every gate says this of the store."""
+
+        async def all_do() -> bool:
+            return all(problem in each.health.problem for each in self.each)
+
+        await eventually(all_do, lambda: str([each.health for each in self.each]))
+
     async def beaten(self, times: int) -> None:
         """Wait until every gate has looked after the store so often more, whether it found it or not."""
         before = [each.client.beats for each in self.each]
@@ -246,6 +265,15 @@ class Gates:
             for each in self.decisions
             if self.took(each) > DECISION_SECONDS
         ]
+
+    def tell(self, what: str) -> None:
+        """Put into the log how long decisions took: see it by `pytest --log-cli-level=INFO`."""
+        took = sorted(1000 * self.took(each) for each in self.decisions)
+        raw = max((each.answered - each.asked) / 1e6 for each in self.decisions)
+        logger.info(
+            "%s; %d decisions, p50 %.2f ms, p99 %.2f ms, max %.2f ms (%.2f ms by the clock)",
+            what, len(took), took[len(took) // 2], took[len(took) * 99 // 100], took[-1], raw,
+        )  # fmt: skip
 
     def changes(self, mode: StoreMode) -> int:
         """How often the gates have come into that mode, all together."""

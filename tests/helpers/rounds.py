@@ -8,7 +8,7 @@ import random
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 
-from helpers.faults import FAULTS, KEPT, Bench, Fault
+from helpers.faults import FAULTS, Bench, Fault
 from helpers.gates import RETURN_SECONDS, Callers, Gates
 from helpers.history import Allowance, Bound, Counted, Violation, judge
 from helpers.relay import Way
@@ -73,7 +73,7 @@ async def _nothing(_: Bench) -> None:
 
 ROUNDS: tuple[Fault, ...] = (
     Fault("nothing", _nothing, _nothing, ""),
-    *(fault for fault in FAULTS if not fault.password and fault.config != KEPT and fault.name != "full"),
+    *(fault for fault in FAULTS if not fault.password and not fault.persists and not fault.oldest),
     Fault("connections reset", _reset_now_and_then, _pass_on, ""),
 )
 

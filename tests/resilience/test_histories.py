@@ -48,6 +48,7 @@ async def test_no_interval_holds_more_than_it_may(policy: str, more: dict[str, s
         async with sharing(bench.address, document(policy, **more), gates=GATES) as gates:
             story = await play(bench, gates, "openai", f"{policy}{more}{seed}", SHORT if SEEDS == 1 else LONG)
             found = story.violations(gates, CAPS, alone=policy == "LocalShare")
+            gates.tell(f"{policy} {more}")
 
         assert [str(each) for each in found] == []
         assert sum(call.admitted for call in gates.history) >= FEWEST

@@ -29,7 +29,7 @@ TOKENS = 100
 PER_GATE = 3
 HOUR = 3_600_000_000_000
 FLAPS = 20 if "SLUICE_RESILIENCE_SEEDS" in os.environ else 4
-ATTEMPTS = 3
+ATTEMPTS = 6
 """A machine that is busy with others can make a store look slow; not every time."""
 
 pytestmark = pytest.mark.timeout(120)  # each waits for the store's return, some more than once
@@ -64,9 +64,12 @@ async def test_a_store_that_is_slow_by_five_milliseconds_still_decides(bench: Be
     async with sharing(bench.address, limits("openai", UPSTREAM, MANY), gates=GATES) as gates:
         await gates.know_each_other()
         bench.relay.delay(0.0025)  # each way
-        changes = [await changes_while(gates, 100) for _ in range(ATTEMPTS)]
+        changes = [await changes_while(gates, 100)]
+        while changes[-1] and len(changes) < ATTEMPTS:
+            changes.append(await changes_while(gates, 100))
 
-        assert min(changes) == 0
+        gates.tell("slow by 5 ms")
+        assert changes[-1] == 0
         assert gates.slow == []
         await counted(gates, sum(changes) * PER_GATE)
 
@@ -74,12 +77,13 @@ async def test_a_store_that_is_slow_by_five_milliseconds_still_decides(bench: Be
 async def test_a_store_that_forgets_the_scripts_still_decides(bench: Bench) -> None:
     async with sharing(bench.address, limits("openai", UPSTREAM, MANY), gates=GATES) as gates:
         await gates.know_each_other()
-        changes = []
-        for _ in range(ATTEMPTS):
+        changes: list[int] = []
+        while (not changes or changes[-1]) and len(changes) < ATTEMPTS:
             await bench.server.ask("SCRIPT", "FLUSH")
             changes.append(await changes_while(gates, 100))
 
-        assert min(changes) == 0
+        gates.tell("scripts flushed")
+        assert changes[-1] == 0
         assert gates.slow == []
         await counted(gates, sum(changes) * PER_GATE)
 
@@ -116,6 +120,7 @@ async def test_connections_that_are_reset_at_any_moment_delay_nobody_and_lose_no
         await gates.until(StoreMode.SHARED)
         await callers.stop()
 
+        gates.tell("connections reset")
         assert gates.slow == []
         assert gates.changes(StoreMode.LOCAL) >= FLAPS
         await counted(gates, gates.changes(StoreMode.LOCAL) * PER_GATE)
@@ -152,6 +157,7 @@ async def test_without_one_node_of_a_cluster_gates_decide_alone_until_it_is_back
             await callers.made(20)
             await callers.stop()
 
+            gates.tell(f"a node of a cluster killed: shared again after {seconds:.2f} s")
             assert gates.slow == []
             assert seconds <= RETURN_SECONDS
             await counted(gates, gates.changes(StoreMode.LOCAL) * PER_GATE)

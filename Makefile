@@ -103,7 +103,7 @@ bench-peers: ## Build envoyproxy/ratelimit, once, with Go: `make bench` then mea
 
 ##### Test
 
-.PHONY: test test-quick test-fuzz test-stores test-contract test-integration test-operator test-resilience kube-assets
+.PHONY: test test-quick test-fuzz test-stores test-contract test-integration test-operator test-faults resilience test-resilience kube-assets
 test: setup kube-assets ## Every test (ARGS="-k name": some of them)
 	$(BIN)/pytest $(ARGS)
 
@@ -124,6 +124,13 @@ test-integration: setup ## Through a real Envoy
 
 test-operator: setup kube-assets ## The operator on a real kube-apiserver
 	$(BIN)/pytest tests/operator --ignore tests/operator/resilience $(ARGS)
+
+test-faults: setup ## Gates whose store breaks in every way, or that are killed themselves: three minutes
+	$(BIN)/pytest tests/resilience $(ARGS)
+
+SEEDS ?= 10
+resilience: setup ## The same for longer: more faults, and histories of SEEDS (10) seeds: two minutes each
+	SLUICE_RESILIENCE_SEEDS=$(SEEDS) $(BIN)/pytest tests/resilience $(ARGS)
 
 test-resilience: setup kube-assets ## The operator killed, cut off, lied to, and with a thousand objects: ten minutes and more
 	$(BIN)/pytest tests/operator/resilience $(ARGS)

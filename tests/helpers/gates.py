@@ -47,8 +47,8 @@ RETURN_SECONDS = 5.0
 DECISION_SECONDS = 0.020
 """In which a decision is made, whatever the store does."""
 LOOK_SECONDS = 0.001
-IDLE_SECONDS = 0.003
-"""A look every millisecond may be that late without the machine being busy: the kernel's timers are rounded up."""
+IDLE_SECONDS = 0.0022
+"""A look every millisecond may be that far from the last one on a machine that is idle: timers are rounded up."""
 CATCHING_UP = 50_000_000
 """Nanoseconds after which the loop has done what it could not do in time."""
 BUSY = 5_000_000

@@ -19,7 +19,7 @@ from typing import Any, Final, TypeAlias
 from redis.asyncio import Redis
 from redis.asyncio.cluster import ClusterNode, RedisCluster
 from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel
+from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
 from redis.backoff import NoBackoff
 from redis.credentials import CredentialProvider
 from redis.exceptions import (
@@ -193,6 +193,8 @@ class Client:
         with suppress(RedisError, OSError, TimeoutError):
             async with asyncio.timeout(SLOW):
                 await self._redis.aclose()
+                if isinstance(self._redis, Redis) and isinstance(self._redis.connection_pool, SentinelConnectionPool):
+                    await self._redis.connection_pool.sentinel_manager.aclose()
 
     def _send(self) -> None:
         if not self._asked or len(self._pipelines) >= MOST_PIPELINES:
@@ -317,6 +319,10 @@ class _Credentials(CredentialProvider):
         return self.get_credentials()
 
 
+_OF_SENTINELS: Final = ("socket_timeout", "socket_connect_timeout", "retry", "protocol", "ssl", "ssl_ca_certs")
+"""Options that hold for sentinels too. User and password are the servers'."""
+
+
 def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Path | None) -> Redis | RedisCluster:
     """Connections are made when they are first needed."""
     options: dict[str, Any] = {
@@ -337,9 +343,7 @@ def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Pa
         return RedisCluster(startup_nodes=nodes, **options)
     options["db"] = address.db
     if address.kind is StoreKind.SENTINEL:
-        of_sentinels = {
-            name: options[name] for name in ("socket_timeout", "socket_connect_timeout", "retry", "protocol")
-        }
+        of_sentinels = {name: value for name, value in options.items() if name in _OF_SENTINELS}
         sentinel = Sentinel(list(address.hosts), sentinel_kwargs=of_sentinels, **options)
         master: Redis = sentinel.master_for(address.service)
         return master

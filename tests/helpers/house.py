@@ -9,6 +9,7 @@ and the expiry of keys on the server, which nothing here takes long enough to se
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -18,6 +19,7 @@ from typing import Any, Protocol
 from redis import Redis
 
 from helpers.driven import driven
+from helpers.envoy import ROOT
 from helpers.ledger import PROVIDER, Parts, admitted, everything, refused
 from helpers.system import limits as document
 from sluice.config.document import parse
@@ -44,6 +46,8 @@ TAG = f"{{{PREFIX}/{PROVIDER}}}"
 """What every key of the provider begins with."""
 AHEAD = 20_000 * DAY
 """By how much the server's clock is ahead: slots of both begin at the same moments."""
+GATES_USER = "gates"
+GATES_PASSWORD = "a-secret"
 CLOCK = "local function clock() return tonumber(redis.call('GET', string.match(KEYS[1], '^{[^}]*}') .. 'now')) end"
 SETTINGS = EngineSettings(lease=3650 * DAY)
 """Tests hold permits without claiming them."""
@@ -59,6 +63,12 @@ EACH_ITS_OWN = (
 )
 """What a gate says of a bucket that it counts for itself."""
 _CONFIGURATION = merge(parse(document(PROVIDER, "http://127.0.0.1:1", {"requestsPerMinute": 1}), "test"))
+
+
+def gates_rights() -> str:
+    """What a user of the gates may do, as docs/shared-state.md says it."""
+    (line,) = re.findall(r"(?m)^ACL SETUSER sluice (.*)$", (ROOT / "docs/shared-state.md").read_text(encoding="utf-8"))
+    return str(line).replace(">…", f">{GATES_PASSWORD}").replace("team-a", PREFIX)
 
 
 @dataclass(frozen=True, slots=True)

@@ -22,7 +22,8 @@ async def lively(house: House) -> None:
     await house.commit(permits[0], 3, (1, 1))
     await house.release(permits[1])
     await task
-    await house.queue(gate=1)
+    waiting = await house.queue(gate=1)
+    assert not waiting.done()
     await house.ask(5000, gate=1, user="bob")
     await house.renew()
 

@@ -128,10 +128,11 @@ class Asking:
     def _has_used_slices(self, permit: Permit) -> bool:
         """Admit the call without asking, if there are slices of all its buckets that it fits into."""
         now, keyspace = self._gate.clock(), self._keyspace
-        used = keyspace.slices.use(self._buckets, self._call.demand, now)
+        demand = self._call.demand
+        used = keyspace.slices.use(self._buckets, demand, now, keyspace.ahead)
         if used is None:
             return False
-        held = {part.form.stored: part.leases.pop() for part in used if part.leases}
+        held = {part.form.stored: part.leases.pop() for part in used if part.leases and demand.slots}
         permit.elsewhere = Booking(keyspace, permit, used[0].at, [part.form for part in used], held)
         permit.counted = tuple([count for part in used for count in part.counted])
         self._gate.engine.confirm(permit, now, now - self._arrived)
@@ -144,8 +145,9 @@ class Asking:
         names = [keys.gates, keys.tickets, keys.epoch, keys.recovery]
         args: list[Any] = [keys.prefix, keyspace.epoch, self._store.name, SILENCE, permit.lease, LIFE, self._ticket]
         leased = self._is_leased and self._ticket == NEWCOMER
-        more = keyspace.slices.wanted(self._buckets, self._asked_at) if leased else 0
-        args += (patience, more, *permit.call.demand)
+        demand, slices = permit.call.demand, keyspace.slices
+        more = slices.wanted(self._buckets, demand, self._asked_at, keyspace.ahead) if leased else 0
+        args += (patience, more, *demand)
         self._forms = [keyspace.forms.of(bucket) for bucket in self._buckets]
         for form in self._forms:
             names += form.stored

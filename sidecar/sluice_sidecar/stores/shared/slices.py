@@ -6,11 +6,15 @@ Theory of operation
     more than what is left divided by twice the number of gates. So nothing is ever admitted that is not booked, and
     nothing is booked in an earlier slot than the one it is admitted in: the limit holds as it does without slices.
 
+    A slice ends by our clock: when the slot would end if the store had answered in the very moment in which it was
+    asked. It has answered later, so the slot lasts longer than the slice.
+
     The price is what a slice holds and nobody uses: it is missing to the others until the slot ends, and is given back
     then. Where somebody waits no slices are given; those that are out may still be used until they end.
 
-    How many are asked for follows demand: as many as there were in this slot so far, or in the last one, for the time
-    that is left of this one.
+    How many are asked for follows demand: what was asked for in this slot so far, or in the last one, for the time that
+    is left of this one, less what is held already. In a slot that has just begun one call says little of the next: then
+    at most as many as there were.
 """
 
 from __future__ import annotations
@@ -20,13 +24,15 @@ from typing import Final
 
 from sluice.core.buckets import NOTHING, Bucket, Charge, Demand
 from sluice.core.keys import BucketKey
-from sluice.core.limits import SECOND
+from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.windows import NEVER
 from sluice_sidecar.stores.shared.decision import Form
 from sluice_sidecar.stores.shared.owed import Owed
 
 LENGTH: Final = SECOND
 """Nanoseconds of the slot in which a slice may be used: the shortest slot of any window."""
+APART: Final = MILLISECOND
+"""Nanoseconds by which two clocks may come apart in a slot: NTP corrects each by up to 500 µs a second (adjtimex(2))."""
 MOST: Final = 1000
 """Calls that are asked for ahead at once."""
 MOST_BUCKETS: Final = 10_000
@@ -55,7 +61,7 @@ class Slice:
 
 
 class Rate:
-    """Calls that touched a bucket, in this slot of our clock and in the last one."""
+    """Calls that touched a bucket, in this slot of the server's clock and in the last one."""
 
     __slots__ = ("before", "calls", "slot")
 
@@ -80,12 +86,12 @@ class Slices:
         self.next_end: int = NEVER
         """When the first of them ends."""
 
-    def use(self, buckets: Sequence[Bucket], demand: Demand, now: int) -> tuple[Slice, ...] | None:
+    def use(self, buckets: Sequence[Bucket], demand: Demand, now: int, ahead: int) -> tuple[Slice, ...] | None:
         """Take a call out of the slices of all its buckets; None, and nothing is taken, if one of them cannot have it.
 
-        The last lease in each of them is the call's, where calls at a time are capped.
+        `ahead` is as in `Keyspace`. The last lease in each of them is the call's, if it takes a slot.
         """
-        slot = now // LENGTH
+        slot = (now + ahead) // LENGTH
         found = []
         for bucket in buckets:
             rate = self._rates.get(bucket.key)
@@ -104,11 +110,18 @@ class Slices:
             part.left = part.left.minus(demand)
         return tuple(found)
 
-    def wanted(self, buckets: Sequence[Bucket], now: int) -> int:
-        """How many more calls like this one are likely until the slot ends."""
-        rest = LENGTH - now % LENGTH
-        rates = [self._rates.get(bucket.key) or Rate(0) for bucket in buckets]
-        return min([MOST, *(max(rate.calls - 1, rate.before * rest // LENGTH) for rate in rates)])
+    def wanted(self, buckets: Sequence[Bucket], demand: Demand, now: int, ahead: int) -> int:
+        """How many more calls like this one are likely until the slot ends, beyond those that there are slices for."""
+        return max(0, min([MOST, *(self._likely(bucket.key, demand, now, ahead) for bucket in buckets)]))
+
+    def _likely(self, key: BucketKey, demand: Demand, now: int, ahead: int) -> int:
+        rate, part = self._rates.get(key), self._slices.get(key)
+        if rate is None:
+            return 0
+        passed = (now + ahead) % LENGTH
+        rest = LENGTH - passed
+        likely = max(min(rate.calls - 1, rate.calls * rest // max(1, passed)), rate.before * rest // LENGTH)
+        return likely if part is None or now >= part.ends else likely - _calls_in(part.left, demand)
 
     def add(
         self,
@@ -122,7 +135,7 @@ class Slices:
         asked: int,
     ) -> None:
         """The store has given so many further calls; it was asked at `asked`, by our clock, and answered at `at`."""
-        ends = asked + LENGTH - at * _US % LENGTH
+        ends = asked + LENGTH - at * _US % LENGTH - APART
         first = 0
         for bucket, form in zip(buckets, forms, strict=True):
             codes = len(form.codes)
@@ -159,6 +172,11 @@ class Slices:
             owed.amend(form.stored, form.codes, part.at, -requests, Charge(-tokens, -input_tokens, -output_tokens))
         for lease in part.leases:
             owed.ended(form.stored, lease)
+
+
+def _calls_in(left: Demand, demand: Demand) -> int:
+    """Such calls for which there is enough, but for slots."""
+    return min((amount // asked for amount, asked in zip(left[1:], demand[1:], strict=True) if asked), default=0)
 
 
 def _holds(part: Slice, bucket: Bucket, demand: Demand) -> bool:

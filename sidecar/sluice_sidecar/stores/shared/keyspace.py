@@ -45,7 +45,7 @@ class Forgotten(StoreError):
 class Booking:
     """One admitted call on the server: `Permit.elsewhere`."""
 
-    __slots__ = ("_at", "_held", "_keyspace", "_lease", "_places")
+    __slots__ = ("_at", "_held", "_is_new", "_keyspace", "_lease", "_places")
 
     def __init__(
         self,
@@ -54,11 +54,14 @@ class Booking:
         at: int,
         forms: Sequence[Form],
         held: Mapping[StoredBucket, str] | None = None,
+        *,
+        is_new: bool = False,
     ) -> None:
         """`at` is the server's time in µs; `forms` are those of its buckets under the limits by which it was admitted.
 
-        `held` names the permit in each bucket; None: as its lease.
+        `held` names the permit in each bucket; None: as its lease. `is_new`: the server does not know of it yet.
         """
+        self._is_new = is_new
         self._keyspace = keyspace
         self._at = at
         self._lease = permit.lease
@@ -83,9 +86,9 @@ class Booking:
 
     def free(self) -> None:
         self._keyspace.live.discard(self)
-        for stored, lease in self._held.items():
-            self._keyspace.owed.ended(stored, lease)
-        if self._held:
+        if self._held and not self._is_new:
+            for stored, lease in self._held.items():
+                self._keyspace.owed.ended(stored, lease)
             self._keyspace.tell()
 
     def shift(self, by: int) -> None:
@@ -96,7 +99,9 @@ class Booking:
         """The call goes on, and holds its place also where calls at a time are capped only now."""
         for bucket, form in self._places:
             if bucket.max_concurrent != NEVER:
-                self._keyspace.owed.alive(form.stored, self._held.setdefault(form.stored, self._lease))
+                lease = self._held.setdefault(form.stored, self._lease)
+                self._keyspace.owed.alive(form.stored, lease, is_new=self._is_new)
+        self._is_new = False
 
 
 class Keyspace:

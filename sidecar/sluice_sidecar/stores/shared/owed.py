@@ -2,7 +2,8 @@
 
 Theory of operation
     Differences are added up by bucket, window and slot, as the server counts, so that what is owed stays small however
-    long the store is away: at most 61 slots a window. They are sent in numbered batches, one after the other, each of
+    long the store is away: at most 61 slots a window, and nothing of buckets whose slots have all left, nor of calls that
+    began and ended without the store. They are sent in numbered batches, one after the other, each of
     them until it is acknowledged; the server carries a batch out once. So nothing is lost, and nothing counts twice.
 """
 
@@ -22,6 +23,9 @@ MOST_BUCKETS: Final = 32
 MOST_LEASES: Final = 200
 """Of one bucket in one batch; the others come in the next."""
 
+LOOKED_AT: Final = 2
+"""Debts that are looked at for each new one, whether there is still any use in them."""
+
 _PARTS: Final = frozenset(PART_CODES.values())
 
 
@@ -33,8 +37,8 @@ class Debt:
     """By window and slot: how much more is to be counted of its two amounts; less, below 0."""
     ended: set[str] = field(default_factory=set)
     """Leases whose calls have ended."""
-    alive: set[str] = field(default_factory=set)
-    """Leases that live on."""
+    alive: dict[str, bool] = field(default_factory=dict)
+    """Leases that live on: True if the store may know of them by now."""
 
 
 class Batch:
@@ -49,7 +53,8 @@ class Batch:
 
     def add(self, stored: StoredBucket, debt: Debt) -> Debt | None:
         """Take a bucket's debt; returns what is left of it, if it is too much."""
-        ended, alive = _some(debt.ended), _some(debt.alive)
+        ended = [debt.ended.pop() for _ in range(min(len(debt.ended), MOST_LEASES))]
+        alive = [debt.alive.popitem()[0] for _ in range(min(len(debt.alive), MOST_LEASES))]
         self.keys += stored
         self.args += (len(ended), *ended, len(alive), *alive, len(debt.slots))
         for code, slots in debt.slots.items():
@@ -80,6 +85,8 @@ class Owed:
     def amend(self, stored: StoredBucket, codes: Iterable[bytes], at: int, requests: int, charge: Charge) -> None:
         """So much more was used in the slots of `at`, in µs of the server's clock."""
         tokens, input_tokens, output_tokens = charge
+        if stored not in self._debts:
+            self._look_at_some(at)
         slots = self._debt(stored).slots
         for code in codes:
             of_window = slots.setdefault(code, {})
@@ -95,14 +102,14 @@ class Owed:
                 slots[code] = {slot: each for slot, each in of_window.items() if slot >= newest - SLOTS}
 
     def ended(self, stored: StoredBucket, lease: str) -> None:
-        """A call has ended."""
+        """A call has ended of which the store may know."""
         debt = self._debt(stored)
-        debt.alive.discard(lease)
-        debt.ended.add(lease)
+        if debt.alive.pop(lease, True):
+            debt.ended.add(lease)
 
-    def alive(self, stored: StoredBucket, lease: str) -> None:
-        """A call goes on."""
-        self._debt(stored).alive.add(lease)
+    def alive(self, stored: StoredBucket, lease: str, *, is_new: bool) -> None:
+        """A call goes on; if it is new, the store was never told of it before."""
+        self._debt(stored).alive.setdefault(lease, not is_new)
 
     def tell_again(self, stored: StoredBucket, kept: KeptBucket, ahead: int) -> None:
         """All that this gate has counted in a bucket; its slots are of our clock, the server's is ahead by so many ns.
@@ -150,6 +157,15 @@ class Owed:
             debt = self._debts[stored] = Debt()
         return debt
 
+    def _look_at_some(self, at: int) -> None:
+        """Drop those that the store would take no notice of; the others go to the end, to be looked at again later."""
+        for _ in range(min(LOOKED_AT, len(self._debts))):
+            stored = next(iter(self._debts))
+            debt = self._debts.pop(stored)
+            if debt.ended or debt.alive or any(_counts(code, slots, at) for code, slots in debt.slots.items()):
+                self._debts[stored] = debt
 
-def _some(leases: set[str]) -> list[str]:
-    return [leases.pop() for _ in range(min(len(leases), MOST_LEASES))]
+
+def _counts(code: bytes, slots: Iterable[int], at: int) -> bool:
+    """True if some of these slots have not left the window yet; a slot more is allowed for clocks that differ."""
+    return max(slots, default=0) >= at // SLOT_LENGTHS[code] - SLOTS - 1

@@ -32,7 +32,7 @@ from sluice_sidecar.stores.shared.owed import Owed
 LENGTH: Final = SECOND
 """Nanoseconds of the slot in which a slice may be used: the shortest slot of any window."""
 APART: Final = MILLISECOND
-"""Nanoseconds by which two clocks may come apart in a slot: NTP corrects each by up to 500 µs a second (adjtimex(2))."""
+"""Nanoseconds by which two clocks may run apart in a slot: each is corrected by up to 500 µs a second (adjtimex(2))."""
 MOST: Final = 1000
 """Calls that are asked for ahead at once."""
 MOST_BUCKETS: Final = 10_000

@@ -195,7 +195,7 @@ class SharedStore:
         if isinstance(permit, Permit) and permit.lease:
             keyspace = self.keyspaces[_provider(call)]
             forms = [keyspace.forms.of(bucket) for bucket in limited(permit)]
-            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), forms)
+            booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), forms, is_new=True)
             booking.amend(call.demand.requests, permit.charge)
             permit.elsewhere = booking
         return permit

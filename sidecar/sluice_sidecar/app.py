@@ -54,7 +54,8 @@ from sluice_sidecar.metrics import EventCounts, GateCollector
 from sluice_sidecar.recent import RecentCounts
 from sluice_sidecar.settings import Address, Failed, RunSettings, TcpAddress, shown, socket_path
 from sluice_sidecar.stores.keeper import Changes, Keeper
-from sluice_sidecar.stores.shared.client import Client, password_source
+from sluice_sidecar.stores.shared.client import Client
+from sluice_sidecar.stores.shared.connections import password_source
 from sluice_sidecar.stores.shared.scripts import Scripts
 from sluice_sidecar.stores.shared.store import SharedStore
 from sluice_sidecar.watch import Reading, Watch

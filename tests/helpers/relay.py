@@ -25,6 +25,10 @@ RESET = struct.pack("ii", 1, 0)
 """Of SO_LINGER (socket(7)): closing forgets what is unsent, and tells the other side by RST."""
 
 
+TLS_RECORD = b"\x16"
+"""What a client begins with that speaks TLS: a record of a handshake (RFC 8446, 5.1)."""
+
+
 class Way(Enum):
     REQUESTS = "from the client to the server"
     REPLIES = "from the server to the client"
@@ -245,3 +249,42 @@ async def behind_tls(upstream: int, authority: Authority) -> AsyncIterator[Relay
     context.load_cert_chain(*authority.issue("server", "localhost"))
     async with relayed(upstream, context) as relay:
         yield relay
+
+
+@asynccontextmanager
+async def plain_or_tls(upstream: int, authority: Authority) -> AsyncIterator[int]:
+    """A port where the server answers both who speaks TLS and who does not."""
+
+    async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            first = await _read(reader)
+            port = relay.port if first.startswith(TLS_RECORD) else upstream
+            from_server, to_server = await asyncio.open_connection("127.0.0.1", port)
+            to_server.write(first)
+            await asyncio.gather(_copy(reader, to_server), _copy(from_server, writer))
+        except OSError:
+            writer.transport.abort()
+
+    async with behind_tls(upstream, authority) as relay:
+        serving: set[asyncio.Task[None]] = set()
+        front = await asyncio.start_server(
+            lambda reader, writer: serving.add(asyncio.create_task(serve(reader, writer))),
+            "127.0.0.1",
+            lasting_ports(1)[0],
+        )
+        try:
+            yield front.sockets[0].getsockname()[1]
+        finally:
+            front.close()
+            for task in serving:
+                task.cancel()
+            await asyncio.gather(*serving, return_exceptions=True)
+
+
+async def _copy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while data := await _read(reader):
+            writer.write(data)
+            await writer.drain()
+    finally:
+        writer.close()

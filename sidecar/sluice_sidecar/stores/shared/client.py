@@ -11,37 +11,27 @@ Theory of operation
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
-from redis.asyncio import Redis
-from redis.asyncio.cluster import ClusterNode, RedisCluster
-from redis.asyncio.retry import Retry
-from redis.asyncio.sentinel import Sentinel, SentinelConnectionPool
-from redis.backoff import NoBackoff
-from redis.credentials import CredentialProvider
-from redis.exceptions import (
-    AuthenticationError,
-    BusyLoadingError,
-    NoPermissionError,
-    NoScriptError,
-    OutOfMemoryError,
-    ReadOnlyError,
-    RedisError,
-    ResponseError,
-)
+from redis.asyncio.cluster import RedisCluster
+from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from sluice.errors import SluiceError
-from sluice_sidecar.stores.address import PASSWORD_VARIABLE, StoreAddress, StoreKind
+from sluice_sidecar.stores.address import StoreAddress, StoreKind
+from sluice_sidecar.stores.shared.connections import connected
 from sluice_sidecar.stores.shared.scripts import Script
+from sluice_sidecar.stores.shared.troubles import FAILURES, UNREADABLE, explained
 
 PATIENCE: Final = 0.015
 """Seconds that a decision waits for the server: with what the gate itself needs, it is made within 20 ms."""
 SLOW: Final = 1.0
 """Seconds that everything else waits."""
+NODE: Final = SLOW / 2
+"""Seconds that a node of a cluster has. Only one that has failed is not asked again: there must be time for another."""
 LATE: Final = 0.005
 """Seconds by which a timer of a busy loop comes late; a quiet one is late by a tenth of that."""
 MOST_LATE: Final = 0.1
@@ -50,22 +40,6 @@ TURNS: Final = 3
 """Of the loop, from bytes that have come to whoever waits for them."""
 MOST_PIPELINES: Final = 4
 """Under way at once; what is asked meanwhile goes together in the next."""
-
-UNREADABLE: Final = "holds something that no gate wrote"
-_PERMITS_NOT: Final = "does not permit its user what a gate needs: see docs/shared-state.md"
-_IS_REPLICA: Final = "is a replica that cannot be written to"
-_IS_FULL: Final = "is full: it has reached its maxmemory"
-_REASONS: Final[Mapping[str, str]] = {
-    "OOM command not allowed": _IS_FULL,
-    "READONLY": _IS_REPLICA,
-    "NOREPLICAS": "has too few replicas to take what is written",
-    "no permissions": _PERMITS_NOT,
-    "can't run this command": _PERMITS_NOT,
-    "WRONGTYPE": UNREADABLE,
-    "user_script": UNREADABLE,
-}
-"""What an error means that a script met: the first of these words in it says so. Before Redis 7 all such errors look
-alike, and begin with where in the script it was; later ones end with that."""
 
 Command: TypeAlias = tuple[bytes | str | int, ...]
 OnLate: TypeAlias = Callable[[Any], None]
@@ -99,9 +73,9 @@ class Ask:
         return ("EVAL", self.script.text, len(self.keys), *self.keys, *self.args)
 
     def answer(self, reply: Any) -> None:
-        if isinstance(reply, Exception):
+        if isinstance(reply, StoreError):
             if not self.future.done():
-                self.future.set_exception(failure(reply))
+                self.future.set_exception(reply)
                 self.future.exception()  # it may be that nobody asks
         elif not self.future.done():
             self.future.set_result(reply)
@@ -127,7 +101,9 @@ class Client:
         self, address: StoreAddress, password: Callable[[], str] | None = None, ca: Path | None = None
     ) -> None:
         self.address = address
-        self._redis = _connected(address, password, ca)
+        self._seconds = NODE if address.kind is StoreKind.CLUSTER else SLOW
+        self._redis, self._sentinels = connected(address, password, ca, self._seconds)
+        self._answered = False
         self._asked: list[Ask] = []
         self._pipelines: set[asyncio.Task[None]] = set()
         self._due = False
@@ -148,7 +124,7 @@ class Client:
             async with asyncio.timeout(SLOW):
                 await self._run([ask])
         except TimeoutError:
-            raise StoreError(f"did not answer within {SLOW:g} s") from None
+            raise self._trouble(RedisTimeout()) from None
         return await ask.future
 
     async def publish(self, channel: bytes, message: bytes) -> None:
@@ -156,8 +132,8 @@ class Client:
         try:
             async with asyncio.timeout(SLOW):
                 await self._redis.execute_command("PUBLISH", channel, message)
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(explained(error)) from None
+        except FAILURES as error:
+            raise self._trouble(error) from None
 
     async def eviction(self) -> str:
         """What the server does when it is full; empty if it does not say. Raises `StoreError`."""
@@ -166,8 +142,8 @@ class Client:
                 memory = await self._redis.info("memory")
         except (ResponseError, NoPermissionError):
             return ""
-        except (RedisError, OSError, TimeoutError) as error:
-            raise StoreError(explained(error)) from None
+        except FAILURES as error:
+            raise self._trouble(error) from None
         return str(memory.get("maxmemory_policy", ""))
 
     async def listen(self, channels: Sequence[bytes]) -> AsyncIterator[tuple[bytes, bytes]]:
@@ -179,10 +155,10 @@ class Client:
                 message = await pubsub.get_message(ignore_subscribe_messages=True, timeout=None)
                 if message is not None:
                     yield message["channel"], message["data"]
-        except (RedisError, OSError) as error:
-            raise StoreError(explained(error)) from None
+        except FAILURES as error:
+            raise self._trouble(error) from None
         finally:
-            with suppress(RedisError, OSError):
+            with suppress(*FAILURES):
                 await pubsub.aclose()
 
     async def close(self) -> None:
@@ -190,11 +166,11 @@ class Client:
         for task in tuple(self._pipelines):
             task.cancel()
         await asyncio.gather(*self._pipelines, return_exceptions=True)
-        with suppress(RedisError, OSError, TimeoutError):
+        with suppress(*FAILURES):
             async with asyncio.timeout(SLOW):
                 await self._redis.aclose()
-                if isinstance(self._redis, Redis) and isinstance(self._redis.connection_pool, SentinelConnectionPool):
-                    await self._redis.connection_pool.sentinel_manager.aclose()
+                if self._sentinels is not None:
+                    await self._sentinels.aclose()
 
     def _send(self) -> None:
         if not self._asked or len(self._pipelines) >= MOST_PIPELINES:
@@ -224,14 +200,22 @@ class Client:
                 again = await self._replies([asks[at].whole() for at in unknown])
                 for at, reply in zip(unknown, again, strict=True):
                     replies[at] = reply
-        except (RedisError, OSError) as error:
+        except FAILURES as error:
             replies = [error] * len(asks)
         except BaseException:
             for ask in asks:
-                ask.answer(RedisTimeout())
+                ask.answer(self._trouble(RedisTimeout()))
             raise
         for ask, reply in zip(asks, replies, strict=True):
-            ask.answer(reply)
+            if isinstance(reply, Exception):
+                ask.answer(self._trouble(reply))
+            else:
+                self._answered = True
+                ask.answer(reply)
+
+    def _trouble(self, error: BaseException) -> StoreError:
+        text = explained(error, self.address, self._seconds, answered=self._answered)
+        return Unreadable(text) if text == UNREADABLE else StoreError(text)
 
     async def _replies(self, commands: list[Command]) -> list[Any]:
         if len(commands) == 1 or isinstance(self._redis, RedisCluster):  # whose pipelines take no EVALSHA
@@ -263,91 +247,3 @@ class _Patience:
             self._loop.call_at(self._ends, self._end, TURNS)
             return
         self._give_up(self._asks)
-
-
-def failure(error: Exception) -> StoreError:
-    """What whoever asked is told."""
-    text = explained(error)
-    return Unreadable(text) if text is UNREADABLE else StoreError(text)
-
-
-def explained(error: BaseException) -> str:
-    """Why the server did not answer, for a person; nothing of what was sent to it."""
-    match error:
-        case AuthenticationError():
-            return "refuses the user or the password"
-        case NoPermissionError():
-            return _PERMITS_NOT
-        case ReadOnlyError():
-            return _IS_REPLICA
-        case OutOfMemoryError():
-            return _IS_FULL
-        case BusyLoadingError():
-            return "is still loading its data"
-        case RedisTimeout() | TimeoutError():
-            return f"did not answer within {SLOW:g} s"
-        case ResponseError():
-            text = str(error)
-            word = text.split(" ", 1)[0]
-            for words, reason in _REASONS.items():
-                if words in text:
-                    return reason
-            return f"answered with an error ({word[:32] if word.isascii() and word.isupper() else 'unknown'})"
-        case _:
-            return "cannot be reached"
-
-
-def password_source(file: Path | None, environ: Mapping[str, str]) -> Callable[[], str] | None:
-    """Where the password is read, with each connection anew: a file before the variable. None: there is none."""
-    if file is not None:
-        return lambda: file.read_text(encoding="utf-8").strip("\r\n")
-    word = environ.get(PASSWORD_VARIABLE)
-    return (lambda: word) if word else None
-
-
-class _Credentials(CredentialProvider):
-    """The password as it is when a connection is made, so that it can be changed meanwhile."""
-
-    def __init__(self, user: str | None, password: Callable[[], str]) -> None:
-        self._user = user
-        self._password = password
-
-    def get_credentials(self) -> tuple[str] | tuple[str, str]:
-        return (self._user, self._password()) if self._user else (self._password(),)
-
-    async def get_credentials_async(self) -> tuple[str] | tuple[str, str]:
-        return self.get_credentials()
-
-
-_OF_SENTINELS: Final = ("socket_timeout", "socket_connect_timeout", "retry", "protocol", "ssl", "ssl_ca_certs")
-"""Options that hold for sentinels too. User and password are the servers'."""
-
-
-def _connected(address: StoreAddress, password: Callable[[], str] | None, ca: Path | None) -> Redis | RedisCluster:
-    """Connections are made when they are first needed."""
-    options: dict[str, Any] = {
-        "socket_timeout": SLOW,
-        "socket_connect_timeout": SLOW,
-        "retry": Retry(NoBackoff(), 0),
-        "protocol": 2,
-        "driver_info": None,
-    }
-    if password is not None:
-        options["credential_provider"] = _Credentials(address.user, password)
-    if address.tls:
-        options["ssl"] = True
-        if ca is not None:
-            options["ssl_ca_certs"] = str(ca)
-    if address.kind is StoreKind.CLUSTER:
-        nodes = [ClusterNode(host, port) for host, port in address.hosts]
-        return RedisCluster(startup_nodes=nodes, **options)
-    options["db"] = address.db
-    if address.kind is StoreKind.SENTINEL:
-        of_sentinels = {name: value for name, value in options.items() if name in _OF_SENTINELS}
-        sentinel = Sentinel(list(address.hosts), sentinel_kwargs=of_sentinels, **options)
-        master: Redis = sentinel.master_for(address.service)
-        return master
-    if address.path is not None:
-        return Redis(unix_socket_path=str(address.path), **options)
-    ((host, port),) = address.hosts
-    return Redis(host=host, port=port, **options)

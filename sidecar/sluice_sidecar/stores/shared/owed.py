@@ -2,9 +2,9 @@
 
 Theory of operation
     Differences are added up by bucket, window and slot, as the server counts, so that what is owed stays small however
-    long the store is away: at most 61 slots a window, and nothing of buckets whose slots have all left, nor of calls that
-    began and ended without the store. They are sent in numbered batches, one after the other, each of
-    them until it is acknowledged; the server carries a batch out once. So nothing is lost, and nothing counts twice.
+    long the store is away: at most 61 slots a window, and nothing of buckets whose slots have all left, nor of calls
+    that began and ended without the store. They are sent in numbered batches, one after the other, each of them until
+    it is acknowledged; the server carries a batch out once. So nothing is lost, and nothing counts twice.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _words(owed: Owed) -> int:
 
 
 def test_batches_are_bounded_however_long_the_store_is_away_and_however_many_call() -> None:
-    owed = Owed()
+    owed, at = Owed(), START
     for minute in range(2 * 24 * 60):  # two days
         at = START + minute * 60 * US
         for name in ("alice", "bob"):

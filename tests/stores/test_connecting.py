@@ -218,7 +218,7 @@ NO_NAME = "cannot be reached: its name is not known"
         ("redis://127.0.0.1:{free}", "cannot be reached: nobody listens there"),
         ("redis+cluster://127.0.0.1:{free}", "cannot be reached: nobody listens there"),
         ("redis+sentinel://127.0.0.1:{free}/mymaster", "cannot be reached: nobody listens there"),
-        ("unix:///tmp/no-such-folder/redis.sock", "cannot be reached: there is no such socket"),
+        ("unix:///no-such-folder/redis.sock", "cannot be reached: there is no such socket"),
         ("redis://127.0.0.1:{port}/99", "has no database of that number"),
         ("redis+cluster://127.0.0.1:{port}", "is no cluster: the address of one server begins with redis://"),
         (

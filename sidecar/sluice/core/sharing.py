@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from sluice.core.limits import Limits, Mode, StoreFailure
+from sluice.core.buckets import Demand
+from sluice.core.limits import CALL_CAPS, PART_CAPS, Cap, Limits, Mode, StoreFailure
 from sluice.core.rules import RuleBook
 
 
@@ -31,3 +32,18 @@ def _alone(limits: Limits, gates: int) -> Limits:
             return replace(limits, mode=Mode.SHADOW)
         case StoreFailure.DENY:
             return limits
+
+
+def too_large(demand: Demand, limits: Limits) -> tuple[Cap, int, int] | None:
+    """A cap that the call could never fit under, its count, and what is asked of it; None if there is none."""
+    if limits.max_concurrent is not None and demand.slots > limits.max_concurrent:
+        return Cap.MAX_CONCURRENT, limits.max_concurrent, demand.slots
+    for periods, names, asked in (
+        (limits.periods, CALL_CAPS, (demand.requests, demand.tokens)),
+        (limits.parts, PART_CAPS, (demand.input_tokens, demand.output_tokens)),
+    ):
+        for length, *caps in periods:
+            for name, cap, amount in zip(names[length], caps, asked, strict=True):
+                if cap is not None and amount > cap:
+                    return name, cap, amount
+    return None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, Final
 
@@ -24,8 +23,6 @@ from sluice_sidecar.stores.shared.slices import Slices
 
 SILENCE: Final = 3 * SECOND // 1000
 """Microseconds after its last beat in which a gate counts as alive."""
-LAG: Final = 5
-"""Beats: a replica that takes over may lack the last moments. One that lacks more has an old memory."""
 FORGOTTEN: Final = "has lost its memory: every gate tells it again what it has counted"
 LIFE: Final = 15 * SECOND // MILLISECOND
 """Milliseconds for which a permit is held; those of calls that go on are renewed."""
@@ -141,8 +138,8 @@ class Keyspace:
         self._client = client
         self._scripts = scripts
         self._last = 0
-        self._acknowledged: deque[int] = deque(maxlen=LAG)
-        """The last batch that was acknowledged by each of the last beats."""
+        self._heard_at = 0
+        """The server's time in µs at its last answer to a beat."""
         self._paying = asyncio.Lock()
 
     def server_time(self, now: int) -> int:
@@ -156,7 +153,7 @@ class Keyspace:
         reply = await self._run(
             self._scripts.beat,
             (keys.gates, keys.epoch, keys.recovery, keys.batch),
-            (self._gate, SILENCE, secrets.token_hex(8), self.epoch),
+            (self._gate, SILENCE, secrets.token_hex(8), self.epoch, self._heard_at),
         )
         server, epoch, gates, last, recovering = reply
         believed, self.ahead = self.ahead, server * _US - (before + clock()) // 2
@@ -166,15 +163,11 @@ class Keyspace:
         if not self.epoch:  # until now there was only our own wall clock to go by
             for booking in self.live:
                 booking.shift((self.ahead - believed) // _US)
-        self.gates, self._last = max(1, gates), last
+        self.gates, self._last, self._heard_at = max(1, gates), last, server
         known, self.epoch = self.epoch, epoch.decode("ascii", "replace")
         self.met.set()
         if known not in ("", self.epoch):
             raise Forgotten(FORGOTTEN)
-        if self._acknowledged and last < self._acknowledged[0]:
-            self._acknowledged.clear()
-            raise Forgotten(FORGOTTEN)
-        self._acknowledged.append(self.owed.acknowledged_number)
         if recovering:
             raise StoreError("is told again what was counted before it lost its memory")
 

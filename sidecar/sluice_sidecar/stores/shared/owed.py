@@ -71,8 +71,6 @@ class Owed:
         self._debts: dict[StoredBucket, Debt] = {}
         self._sent: Batch | None = None
         self._number = 0
-        self.acknowledged_number = 0
-        """Of the last batch that was carried out."""
 
     def __bool__(self) -> bool:
         return bool(self._debts) or self._sent is not None
@@ -147,8 +145,6 @@ class Owed:
 
     def acknowledged(self) -> None:
         """The batch was carried out."""
-        if self._sent is not None:
-            self.acknowledged_number = self._sent.number
         self._sent = None
 
     def _debt(self, stored: StoredBucket) -> Debt:

@@ -22,27 +22,25 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from contextlib import suppress
-from dataclasses import replace
 from itertools import chain
 from typing import Final
 
-from sluice.core.buckets import Demand
 from sluice.core.decisions import Reason, Refusal
 from sluice.core.keeping import keep
 from sluice.core.keys import BucketKey
-from sluice.core.limits import CALL_CAPS, MILLISECOND, PART_CAPS, SECOND, Cap, Limits, Mode, StoreFailure
+from sluice.core.limits import MILLISECOND, SECOND, Mode, StoreFailure
 from sluice.core.permits import Call, Permit, Waiter
 from sluice.core.rules import RuleBook
-from sluice.core.sharing import local_share
-from sluice.core.states import BucketState, WindowState
-from sluice.core.windows import NEVER, SLOTS, SlidingWindow
+from sluice.core.sharing import local_share, too_large
+from sluice.core.states import BucketState
+from sluice.core.windows import NEVER
 from sluice.core.words import Feedback
 from sluice_sidecar.gate import Gate
 from sluice_sidecar.health import StoreHealth, StoreMode
 from sluice_sidecar.logs import whereabouts
-from sluice_sidecar.stores.shared import decision
+from sluice_sidecar.stores.shared import pictures
 from sluice_sidecar.stores.shared.asking import Asking
 from sluice_sidecar.stores.shared.client import PATIENCE, Client, StoreError
 from sluice_sidecar.stores.shared.decision import limited
@@ -70,8 +68,6 @@ KEEPS_ALL: Final = "noeviction"
 """The `maxmemory-policy` with which a full server says so, and forgets nothing."""
 LONGEST_TICKET: Final = 16
 """Digits: the server counts tickets with doubles."""
-PEEKED: Final = 50
-"""Buckets looked at in one step of the server."""
 
 
 class SharedStore:
@@ -178,9 +174,9 @@ class SharedStore:
             if limits.failure_policy is StoreFailure.DENY:
                 cap, limit = next(iter(limits.caps.items()))
                 return Refusal(Reason.STORE_UNAVAILABLE, key, cap, limit, 0, call.demand.requests, RETRY_AFTER)
-            too_large = _too_large(call.demand, limits)
-            if too_large is not None and _too_large(call.demand, self._rules.limits_of(key)) is None:
-                return Refusal(Reason.STORE_UNAVAILABLE, key, too_large[0], too_large[1], 0, too_large[2], RETRY_AFTER)
+            found = too_large(call.demand, limits)
+            if found is not None and too_large(call.demand, self._rules.limits_of(key)) is None:
+                return Refusal(Reason.STORE_UNAVAILABLE, key, found[0], found[1], 0, found[2], RETRY_AFTER)
         return None
 
     async def _decide_alone(self, call: Call, arrived: int) -> Permit | Refusal | None:
@@ -431,41 +427,11 @@ class SharedStore:
     # -- what is seen --------------------------------------------------------------------------------------------
 
     async def pictures(self, states: Iterable[BucketState]) -> list[BucketState]:
-        """These buckets as the store counts them; as this gate does, while the store does not answer.
-
-        Calls in flight that no limit caps are this gate's alone.
-        """
+        """These buckets as the store counts them; as this gate does, while the store does not answer."""
         states = list(states)
         if self.health.mode is not StoreMode.SHARED:
             return states
-        by_provider: dict[str, list[BucketState]] = {}
-        for state in states:
-            by_provider.setdefault(state.key.provider, []).append(state)
-        seen: dict[BucketKey, BucketState] = {}
-        for provider, of_provider in by_provider.items():
-            keyspace = self.keyspaces.get(provider)
-            for at in range(0, len(of_provider), PEEKED):
-                if keyspace is None:
-                    break
-                seen |= await self._peeked(keyspace, of_provider[at : at + PEEKED])
-        return [seen.get(state.key, state) for state in states]
-
-    async def _peeked(self, keyspace: Keyspace, states: list[BucketState]) -> dict[BucketKey, BucketState]:
-        keys = [state.key for state in states]
-        buckets = self.gate.engine.visit(keys, self.gate.clock(), lambda bucket, _: bucket)
-        of_key = {state.key: state for state in states}
-        windows = {bucket.key: bucket.windows + bucket.parts for bucket in buckets}
-        try:
-            told = await keyspace.peek(buckets)
-        except StoreError:
-            return {}
-        server = keyspace.server_time(self.gate.clock())
-        return {
-            bucket.key: _as_told(
-                of_key[bucket.key], windows[bucket.key], in_flight, heads, server, self.queued_in(bucket.key)
-            )
-            for bucket, (in_flight, heads) in zip(buckets, told, strict=True)
-        }
+        return await pictures.of_all(states, self.gate, self.keyspaces, self.queued_in)
 
     # -- the provider's own word ---------------------------------------------------------------------------------
 
@@ -491,33 +457,3 @@ class SharedStore:
 
 def _provider(call: Call) -> str:
     return call.applied[0].key.provider
-
-
-def _too_large(demand: Demand, limits: Limits) -> tuple[Cap, int, int] | None:
-    """A cap that the call could never fit under, its count, and what is asked of it; None if there is none."""
-    if limits.max_concurrent is not None and demand.slots > limits.max_concurrent:
-        return Cap.MAX_CONCURRENT, limits.max_concurrent, demand.slots
-    for periods, names, asked in (
-        (limits.periods, CALL_CAPS, (demand.requests, demand.tokens)),
-        (limits.parts, PART_CAPS, (demand.input_tokens, demand.output_tokens)),
-    ):
-        for length, *caps in periods:
-            for name, cap, amount in zip(names[length], caps, asked, strict=True):
-                if cap is not None and amount > cap:
-                    return name, cap, amount
-    return None
-
-
-def _as_told(
-    state: BucketState, counted: Sequence[SlidingWindow], in_flight: int, heads: list[bytes], server: int, queued: int
-) -> BucketState:
-    windows: dict[Cap, WindowState] = {}
-    for window, head in zip(counted, heads, strict=True):
-        newest, *used = decision.totals(head)
-        size = window.length // SLOTS
-        reset = max(0, (newest + SLOTS + 1) * size - server * 1000) if any(used) else 0
-        for cap, limit, count in zip(window.caps, (window.first_limit, window.second_limit), used, strict=True):
-            if limit != NEVER:
-                windows[cap] = WindowState(limit, count, reset)
-    own = state.in_flight if state.max_concurrent is None else in_flight
-    return replace(state, windows=windows, in_flight=own, queued=state.queued + queued)

@@ -10,6 +10,7 @@
 -- with an older memory than a replica that takes over: it does not know the gate's last beat.
 
 local LAG = 5000000
+local REMEMBERED = 3600000000 -- an hour: how long gates are known that are not heard of any more
 local RECOVERY = 2000
 local KEPT = 172800000 -- two days: longer than any window
 
@@ -17,9 +18,10 @@ local now = clock()
 local gates, epoch, recovery, last = KEYS[1], KEYS[2], KEYS[3], KEYS[4]
 local heard = tonumber(redis.call('ZSCORE', gates, ARGV[1]) or '0') or 0
 redis.call('ZADD', gates, now, ARGV[1]) -- first: a full server refuses that, and nothing after a command that frees
-redis.call('ZREMRANGEBYSCORE', gates, '-inf', now - 60000000)
+redis.call('ZREMRANGEBYSCORE', gates, '-inf', now - REMEMBERED)
 redis.call('PEXPIRE', gates, KEPT)
-if redis.call('GET', epoch) == ARGV[4] and heard > 0 and heard < tonumber(ARGV[5]) - LAG then
+local told = tonumber(ARGV[5])
+if redis.call('GET', epoch) == ARGV[4] and told > now - REMEMBERED and heard < told - LAG then
   redis.call('SET', epoch, ARGV[3])
 end
 redis.call('SET', epoch, ARGV[3], 'NX')

@@ -88,6 +88,10 @@ class Account(RuleBasedStateMachine):
         permit = self.permits[pick % len(self.permits)]
         self.engine.hear(permit, feedback, self.now)
 
+    @rule(feedback=SAYINGS)
+    def another_gate_tells(self, feedback: Feedback) -> None:
+        self.engine.hear_elsewhere(KEY, feedback, self.now)
+
     @precondition(lambda self: self.permits)
     @rule(pick=PICK)
     def end(self, pick: int) -> None:

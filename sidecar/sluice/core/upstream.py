@@ -18,6 +18,11 @@ Theory of operation
     Order. Answers come in any order. A word replaces what an earlier admitted call told of the same quota; the word of
     a call admitted before the one that spoke last is old, and is ignored. So no old word can widen a newer one.
 
+    Elsewhere. Other gates tell what they have heard of the same account. How old that is cannot be known here, so their
+    words stand beside this gate's own and narrow further what these let through: of each quota the narrowest that was
+    told, until it is whole again, or the answer to a later call of this gate tells of it. A pause is heeded if it ends
+    later, and says nothing of how often this gate was refused.
+
     Pauses. A provider that refuses a call is not asked again for a while:
         RateLimited  as long as it says, at most `LONGEST_PAUSE`. If it does not say: 1 s, and twice as long each time
                      it refuses a call that was admitted since, up to `LONGEST_BACKOFF`.
@@ -34,8 +39,9 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from typing import Final, NamedTuple
 
 from sluice.core.buckets import NOTHING, RECENT, Bucket, Demand, Obstacle, Sweep
@@ -57,6 +63,8 @@ SPEND_PAUSE: Final = 5 * MINUTE
 NEWS: Final = SECOND
 """A pause that is longer by less is no news to those who wait: they see it when they are looked at next."""
 MOST: Final = 10_000
+MOST_ELSEWHERE: Final = 32
+"""Quotas of one account that other gates may tell of."""
 SWEEP: Final = 100
 """Buckets looked at for idleness each time the engine is told of time."""
 
@@ -143,12 +151,14 @@ class KnownQuota:
 class Upstream(Bucket):
     """What is known of one account at a provider, for one model or for all. Only the engine changes it."""
 
-    __slots__ = ("_backoff", "_overloads", "_paused_at", "_spoke_last", "heard_at", "paused_for", "paused_until",
-                 "quotas", "taken")  # fmt: skip
+    __slots__ = ("_backoff", "_overloads", "_paused_at", "_spoke_last", "elsewhere", "heard_at", "paused_for",
+                 "paused_until", "quotas", "taken")  # fmt: skip
 
     def __init__(self, key: BucketKey) -> None:
         super().__init__(key, _NO_CAPS)
         self.quotas: dict[str, KnownQuota] = {}
+        self.elsewhere: dict[str, KnownQuota] = {}
+        """What other gates were told."""
         self.taken: Demand = NOTHING
         """All that was ever admitted here."""
         self.paused_until = -NEVER
@@ -176,6 +186,8 @@ class Upstream(Bucket):
         if admitted_at >= self._spoke_last and feedback.quotas:
             self._spoke_last = admitted_at
             for quota in feedback.quotas:
+                if quota.name in self.elsewhere and admitted_at >= self.elsewhere[quota.name].told_at:
+                    del self.elsewhere[quota.name]
                 if _matters(quota, admitted_at, now):
                     self.quotas[quota.name] = KnownQuota(quota, now, mark[_FIELD[quota.of]])
                 else:
@@ -186,6 +198,22 @@ class Upstream(Bucket):
         if admitted_at > self._paused_at:
             self._backoff = 0
         return False
+
+    def hear_elsewhere(self, feedback: Feedback, now: int) -> bool:
+        """Take what another gate was told: as if all calls of this one had been admitted before that. As `hear`."""
+        self.heard_at = now
+        for quota in feedback.quotas:
+            if quota.name not in self.elsewhere and len(self.elsewhere) >= MOST_ELSEWHERE:
+                self.elsewhere = {name: known for name, known in self.elsewhere.items() if now < known.holds_until}
+            if _matters(quota, now, now) and (quota.name in self.elsewhere or len(self.elsewhere) < MOST_ELSEWHERE):
+                taken, known = self.taken[_FIELD[quota.of]], self.elsewhere.get(quota.name)
+                told = KnownQuota(quota, now, taken)
+                if known is None or now >= known.holds_until or told.left(now, taken) <= known.left(now, taken):
+                    self.elsewhere[quota.name] = told
+        if feedback.refused_as is None:
+            return False
+        longest = LONGEST_OVERLOAD if feedback.refused_as is RefusedAs.OVERLOADED else LONGEST_PAUSE
+        return self._pause_until(feedback.refused_as, now, now + min(feedback.retry_after or 0, longest))
 
     def _refused(self, kind: RefusedAs, told: int | None, admitted_at: int, now: int) -> bool:
         if kind is RefusedAs.SPEND_CAP:
@@ -201,18 +229,27 @@ class Upstream(Bucket):
         return self._pause(kind, now, self._backoff)
 
     def _pause(self, kind: RefusedAs, now: int, length: int) -> bool:
-        gained = now + length - max(self.paused_until, now)
+        if now + length > max(self.paused_until, now):
+            self._paused_at = now
+        return self._pause_until(kind, now, now + length)
+
+    def _pause_until(self, kind: RefusedAs, now: int, end: int) -> bool:
+        gained = end - max(self.paused_until, now)
         if gained <= 0:
             return False
-        self.paused_until, self.paused_for, self._paused_at = now + length, kind, now
+        self.paused_until, self.paused_for = end, kind
         return gained >= NEWS
+
+    def _known(self) -> Iterator[tuple[str, KnownQuota]]:
+        """Every quota, whoever was told of it."""
+        return chain(self.quotas.items(), self.elsewhere.items())
 
     # -- admission -----------------------------------------------------------------------------------------------
 
     def admits(self, now: int, demand: Demand) -> bool:
         if self.queue is not None or now < self.paused_until:
             return False
-        for known in self.quotas.values():
+        for _, known in self._known():
             at = _FIELD[known.of]
             if known.clears_at(now, self.taken[at], demand[at], 0) > now:
                 return False
@@ -227,7 +264,7 @@ class Upstream(Bucket):
 
         A word that came later knows of no such call, and needs nothing back.
         """
-        for known in self.quotas.values():
+        for _, known in self._known():
             at = _FIELD[known.of]
             if mark[at] > known.since:
                 known.back += demand[at]
@@ -237,7 +274,7 @@ class Upstream(Bucket):
         if now < self.paused_until and self.paused_for is not None:
             reason = _REASONS[self.paused_for]
             found.append(Obstacle(Amount.REQUESTS, 0, 0, demand.requests, self.paused_until, ahead.requests, reason))
-        for known in self.quotas.values():
+        for _, known in self._known():
             at = _FIELD[known.of]
             clears_at = known.clears_at(now, self.taken[at], demand[at], ahead[at])
             if clears_at > now:
@@ -250,19 +287,21 @@ class Upstream(Bucket):
 
     def picture(self, now: int) -> UpstreamState:
         """What is known at `now`."""
-        quotas = tuple(
-            QuotaState(name, known.of, max(0, known.left(now, self.taken[_FIELD[known.of]])), known.limit, reset)
-            for name, known in self.quotas.items()
-            if now < known.holds_until and (reset := known.resets_at - now)
-        )
+        narrowest: dict[str, QuotaState] = {}
+        for name, known in self._known():
+            left = max(0, known.left(now, self.taken[_FIELD[known.of]]))
+            if now < known.holds_until and (name not in narrowest or left < narrowest[name].remaining):
+                narrowest[name] = QuotaState(name, known.of, left, known.limit, known.resets_at - now)
         paused = max(0, self.paused_until - now)
         queued = 0 if self.queue is None else len(self.queue.blocked)
-        return UpstreamState(self.key, now - self.heard_at, paused, self.paused_for, quotas, queued, self.rejected)
+        return UpstreamState(
+            self.key, now - self.heard_at, paused, self.paused_for, tuple(narrowest.values()), queued, self.rejected
+        )
 
     def is_idle(self, now: int) -> bool:
         if self.heard_at > now - RECENT or self.paused_until > now or not super().is_idle(now):
             return False
-        return all(known.holds_until <= now for known in self.quotas.values())
+        return all(known.holds_until <= now for _, known in self._known())
 
 
 def _matters(quota: Quota, admitted_at: int, now: int) -> bool:
@@ -307,29 +346,37 @@ class Upstreams:
 
     def hear(self, permit: Permit, feedback: Feedback, now: int) -> Heard | None:
         """Take what came with the answer to a call; None if nothing has to be known of it."""
-        key = permit.call.upstream
-        if key is None:
+        found = self._found(permit.call.upstream, feedback, permit.admitted_at, now)
+        if found is None:
             return None
-        return self._hear(key, feedback, permit.admitted_at, dict(permit.marks), now)
+        bucket, is_new, feedback = found
+        # A call that was admitted before there was this bucket came before all that the bucket has taken.
+        mark = dict(permit.marks).get(bucket, NOTHING)
+        return Heard(bucket, is_new, bucket.hear(feedback, permit.admitted_at, mark, now))
 
     def hear_elsewhere(self, key: BucketKey, feedback: Feedback, now: int) -> Heard | None:
-        """Take what came with the answer to a call of another gate: as if ours had all been admitted before it."""
-        return self._hear(key, feedback, now, None, now)
+        """Take what came with the answer to a call of another gate; likewise."""
+        found = self._found(key, feedback, now, now)
+        if found is None:
+            return None
+        bucket, is_new, feedback = found
+        return Heard(bucket, is_new, bucket.hear_elsewhere(feedback, now))
 
-    def _hear(
-        self, key: BucketKey, feedback: Feedback, admitted_at: int, marks: Mapping[Upstream, Demand] | None, now: int
-    ) -> Heard | None:
+    def _found(
+        self, key: BucketKey | None, feedback: Feedback, admitted_at: int, now: int
+    ) -> tuple[Upstream, bool, Feedback] | None:
+        """The bucket that a word concerns, whether it is new, and what the word says of it."""
+        if key is None:
+            return None
         if feedback.refused_as is RefusedAs.SPEND_CAP:
             key, feedback = key._replace(models=""), feedback._replace(quotas=())
-        bucket, is_new = self.buckets.get(key), False
-        if bucket is None:
-            says_much = any(_matters(quota, admitted_at, now) for quota in feedback.quotas)
-            if not (says_much or feedback.refused_as) or len(self.buckets) >= MOST:
-                return None
-            bucket, is_new = self.buckets.setdefault(key, Upstream(key)), True
-        # A call that was admitted before there was this bucket came before all that the bucket has taken.
-        mark = bucket.taken if marks is None else marks.get(bucket, NOTHING)
-        return Heard(bucket, is_new, bucket.hear(feedback, admitted_at, mark, now))
+        bucket = self.buckets.get(key)
+        if bucket is not None:
+            return bucket, False, feedback
+        says_much = any(_matters(quota, admitted_at, now) for quota in feedback.quotas)
+        if not (says_much or feedback.refused_as) or len(self.buckets) >= MOST:
+            return None
+        return self.buckets.setdefault(key, Upstream(key)), True, feedback
 
     def forget_idle(self, now: int) -> None:
         for key, bucket in self._sweep.some(self.buckets):

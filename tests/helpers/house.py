@@ -65,10 +65,10 @@ EACH_ITS_OWN = (
 _CONFIGURATION = merge(parse(document(PROVIDER, "http://127.0.0.1:1", {"requestsPerMinute": 1}), "test"))
 
 
-def gates_rights() -> str:
+def gates_rights(prefix: str = PREFIX) -> str:
     """What a user of the gates may do, as docs/shared-state.md says it."""
     (line,) = re.findall(r"(?m)^ACL SETUSER sluice (.*)$", (ROOT / "docs/shared-state.md").read_text(encoding="utf-8"))
-    return str(line).replace(">…", f">{GATES_PASSWORD}").replace("team-a", PREFIX)
+    return str(line).replace(">…", f">{GATES_PASSWORD}").replace("team-a", prefix)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ FORBIDDEN = [
     ("GET", "{oursandmore/openai}epoch"),
     ("PUBLISH", "{theirs/openai}word", "1"),
     ("SUBSCRIBE", "{theirs/openai}word"),
-    ("DEL", f"{TAG}epoch"),
+    ("RENAME", f"{TAG}epoch", f"{TAG}another"),
     ("EVAL", "return redis.call('FLUSHALL')", 0),
     ("EVAL", "return redis.call('GET', KEYS[1])", 1, "theirs"),
 ]

@@ -274,6 +274,7 @@ class SharedStore:
                 await self._pay()
                 await self._check_pace()
                 await self._check_eviction()
+                await self._check_channels()
                 await self._stop_listening()  # over that connection nothing may come any more
             if self._listener is None or self._listener.done():
                 self._listener = asyncio.create_task(self._listen())
@@ -294,6 +295,10 @@ class SharedStore:
             if took <= PATIENCE * SECOND:
                 return
         raise StoreError(f"is too slow: it took {took / MILLISECOND:.0f} ms to answer")
+
+    async def _check_channels(self) -> None:
+        """See that gates may wake each other: a user's rights may lack that alone. Nobody waits by this ticket."""
+        await asyncio.gather(*[self.client.publish(each.keys.wakes, b"0") for each in self.keyspaces.values()])
 
     async def _check_eviction(self) -> None:
         """Say it once if the server would drop counts when it is full."""

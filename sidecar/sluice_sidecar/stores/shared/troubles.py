@@ -62,6 +62,7 @@ _SAID: Final = (
     ("unknown command 'SENTINEL'", "is no sentinel: the address of one server begins with redis://"),
     ("Only HELLO messages are accepted", "is a sentinel: its address begins with redis+sentinel://"),
     ("unknown command 'EVALSHA'", "runs no scripts; if it is a sentinel, its address begins with redis+sentinel://"),
+    ("ACL failure in script", f"does not permit its user what a script does: {_RIGHTS}"),
     ("can't run this command", f"does not permit its user what a script does: {_RIGHTS}"),
     ("user_script", UNREADABLE),
 )

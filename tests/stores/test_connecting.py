@@ -203,6 +203,20 @@ async def says(asked: Client, trouble: str) -> bool:
     return await beat(asked) == trouble
 
 
+async def test_other_certificates_in_the_file_are_read_once_those_of_before_do_not_do(
+    server: RedisServer, authority: Authority, tmp_path: Path
+) -> None:
+    trusted = tmp_path / "trusted.pem"
+    trusted.write_bytes(Authority(tmp_path).file.read_bytes())
+    async with (
+        behind_tls(server.port, authority) as relay,
+        client(f"rediss://localhost:{relay.port}", ca=trusted) as asked,
+    ):
+        assert (await beat(asked)).startswith(NOT_TRUSTED)
+        trusted.write_bytes(authority.file.read_bytes())
+        assert await beat(asked) == ""
+
+
 # -- mistakes ------------------------------------------------------------------------------------------------------
 
 NOT_TRUSTED = "shows a certificate that is not trusted: "

@@ -13,18 +13,20 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, Final, TypeAlias
 
+from redis.asyncio import Redis
 from redis.asyncio.cluster import RedisCluster
 from redis.exceptions import NoPermissionError, NoScriptError, ResponseError
 from redis.exceptions import TimeoutError as RedisTimeout
 
 from sluice.errors import SluiceError
 from sluice_sidecar.stores.address import StoreAddress, StoreKind
-from sluice_sidecar.stores.shared.connections import connected
+from sluice_sidecar.stores.shared.connections import Sentinels, connected
 from sluice_sidecar.stores.shared.scripts import Script
-from sluice_sidecar.stores.shared.troubles import FAILURES, UNREADABLE, explained
+from sluice_sidecar.stores.shared.troubles import FAILURES, UNREADABLE, explained, is_distrust
 
 PATIENCE: Final = 0.015
 """Seconds that a decision waits for the server: with what the gate itself needs, it is made within 20 ms."""
@@ -102,7 +104,10 @@ class Client:
     ) -> None:
         self.address = address
         self._seconds = NODE if address.kind is StoreKind.CLUSTER else SLOW
-        self._redis, self._sentinels = connected(address, password, ca, self._seconds)
+        self._connected = partial(connected, address, password, ca, self._seconds)
+        self._redis, self._sentinels = self._connected()
+        self._leaving: set[asyncio.Task[None]] = set()
+        """Clients that trusted by certificates of before are being closed."""
         self._answered = False
         self._asked: list[Ask] = []
         self._pipelines: set[asyncio.Task[None]] = set()
@@ -166,11 +171,7 @@ class Client:
         for task in tuple(self._pipelines):
             task.cancel()
         await asyncio.gather(*self._pipelines, return_exceptions=True)
-        with suppress(*FAILURES):
-            async with asyncio.timeout(SLOW):
-                await self._redis.aclose()
-                if self._sentinels is not None:
-                    await self._sentinels.aclose()
+        await asyncio.gather(_closed(self._redis, self._sentinels), *self._leaving)
 
     def _send(self) -> None:
         if not self._asked or len(self._pipelines) >= MOST_PIPELINES:
@@ -214,8 +215,17 @@ class Client:
                 ask.answer(reply)
 
     def _trouble(self, error: BaseException) -> StoreError:
+        if is_distrust(error):
+            self._trust_anew()
         text = explained(error, self.address, self._seconds, answered=self._answered)
         return Unreadable(text) if text == UNREADABLE else StoreError(text)
+
+    def _trust_anew(self) -> None:
+        """A client reads its certificates once: another one reads them as they are now."""
+        leaving = asyncio.get_running_loop().create_task(_closed(self._redis, self._sentinels))
+        self._leaving.add(leaving)
+        leaving.add_done_callback(self._leaving.discard)
+        self._redis, self._sentinels = self._connected()
 
     async def _replies(self, commands: list[Command]) -> list[Any]:
         if len(commands) == 1 or isinstance(self._redis, RedisCluster):  # whose pipelines take no EVALSHA
@@ -224,6 +234,14 @@ class Client:
         for command in commands:
             pipeline.execute_command(*command)
         return list(await pipeline.execute(raise_on_error=False))
+
+
+async def _closed(redis: Redis | RedisCluster, sentinels: Sentinels | None) -> None:
+    with suppress(*FAILURES):
+        async with asyncio.timeout(SLOW):
+            await redis.aclose()
+            if sentinels is not None:
+                await sentinels.aclose()
 
 
 class _Patience:

@@ -105,6 +105,11 @@ def explained(error: BaseException, address: StoreAddress, seconds: float, *, an
     return _unreachable(inner, address) + (_TLS if "losed" in str(inner) and not (address.tls or answered) else "")
 
 
+def is_distrust(error: BaseException) -> bool:
+    """The server is not trusted by the certificates that are at hand."""
+    return isinstance(_inmost(error), ssl.SSLError)
+
+
 def _inmost(error: BaseException) -> BaseException:
     """What the client wraps in errors of its own."""
     while type(error) in {RedisConnectionError, RedisClusterException, NoMasterError}:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from helpers.program import Program, running
+from helpers.program import Program, running, sluice
 from helpers.redis import RedisServer, running_redis
 from helpers.system import limits
 from standin import StandIn
@@ -125,6 +126,32 @@ async def test_the_password_is_read_from_a_file_and_stands_nowhere_else(tmp_path
         assert code == 200
         assert "sluice_store_shared 1.0" in metrics
         assert SECRET not in metrics
+
+
+async def test_a_mistake_is_told_while_calls_go_on_and_mended_without_a_restart(
+    tmp_path: Path, provider: StandIn
+) -> None:
+    file, secret = tmp_path / "limits.yaml", tmp_path / "password"
+    file.write_text(limits("openai", provider.url, {"requestsPerMinute": 6}))
+    secret.write_text("another")
+    trouble = "refuses the user or the password"
+    async with running_redis(password=SECRET) as redis:
+        store = ("--store", redis.url, "--store-password-file", secret)
+        async with running("-f", file, "--envoy", "--listen", "127.0.0.1:0", *store) as gate:
+            assert (await call(gate))[0] == 200
+            assert (await gate.status())["store"]["problem"] == trouble
+            assert f"the store {redis.url} cannot be used: {trouble}; until it can" in await gate.line("cannot be used")
+            shown = (await sluice("status", "--admin", gate.admin)).out
+            assert re.search(
+                rf"^the store {redis.url} cannot be used for \d+s now: {trouble}; until it can", shown, re.MULTILINE
+            )
+
+            secret.write_text(SECRET)
+            told = await gate.until(lambda told: told["store"]["mode"] == "Shared")
+            assert "problem" not in told["store"]
+            shown = (await sluice("status", "--admin", gate.admin)).out
+            assert re.search(rf"^the store {redis.url} has decided for \d+s: 1 gate shares it$", shown, re.MULTILINE)
+            await gate.until(lambda told: told["buckets"][0]["windows"]["requestsPerMinute"]["used"] == 1)
 
 
 async def test_leased_slices_admit_without_asking_and_never_more_than_the_limit(

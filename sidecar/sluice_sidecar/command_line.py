@@ -52,7 +52,9 @@ examples:
   sluice run -f /etc/sluice/limits.yaml --wait-for-limits --socket /run/sluice/gate.sock --log-format json
         in a pod: limits from a ConfigMap that may come after the pod, for an Envoy in another container
   sluice run -f limits.yaml --grpc 127.0.0.1:9000
-        for an Envoy (or any client of envoy.service.ratelimit.v3) that you run yourself"""
+        for an Envoy (or any client of envoy.service.ratelimit.v3) that you run yourself
+  sluice run -f limits.yaml --envoy --store redis://redis.team-a:6379 --store-prefix team-a --store-gates 2
+        one of two gates that keep the limits together, each half of them while Redis is away"""
 
 CHECK_EXAMPLES = """\
 examples:

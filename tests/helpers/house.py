@@ -203,14 +203,19 @@ class House:
         await self.settled()
 
     async def settled(self) -> None:
-        """Wait until nothing is under way, and the store has been told everything."""
+        """Wait until nothing is under way, and a store that decides has been told everything."""
         if self.place is None:
             loop = driven()
             while not await loop.is_quiet():
                 pass
             return
         await self.place.until_answered()
-        while any(keyspace.owes for store in self.stores for keyspace in store.keyspaces.values()):
+        while any(
+            keyspace.owes
+            for store in self.stores
+            if store.health.mode is StoreMode.SHARED
+            for keyspace in store.keyspaces.values()
+        ):
             await self.place.until_answered()
 
     async def swap(self, *rules: Rule) -> None:

@@ -324,6 +324,34 @@ async def test_what_a_gate_holds_goes_back_when_it_decides_alone(open_house: Ope
     assert await house.in_flight() == 0
 
 
+async def test_what_a_gate_holds_goes_back_at_once_when_it_ends(open_house: Open) -> None:
+    house = await open_house(user(limits=ANYTHING))
+    permits = [await house.admit(gate=0) for _ in range(20)]
+    await house.release(*permits)
+    held = await house.used(PER_DAY), await house.in_flight()
+
+    await house.stores[0].close()
+    await house.gates[0].close()
+
+    house.gates, house.stores = house.gates[1:], house.stores[1:]
+    await house.admit(gate=0)
+    assert min(held[0] - 20, held[1]) > 0
+    assert (await house.used(PER_DAY), await house.in_flight()) == (21, 1)
+
+
+async def test_a_call_of_less_than_nothing_takes_nothing_from_what_is_owed(open_house: Open) -> None:
+    house = await open_house(user(limits=Limits(requests_per_day=100, tokens_per_day=1000)))
+    await house.admit(100)
+    house.stores[0].go_local("in a test")
+
+    await house.admit(-100, requests=-5)
+    driven().now += SECOND // 10
+    shift_clock(house, 0)
+    await house.settled()
+
+    assert (await house.used(PER_DAY), await house.used(Cap.TOKENS_PER_DAY)) == (1, 100)
+
+
 async def test_a_store_that_has_forgotten_is_told_of_calls_and_not_of_slices(open_house: Open) -> None:
     house = await open_house(user(limits=ANYTHING))
     assert house.place is not None

@@ -23,6 +23,8 @@ Command = Sequence[bytes]
 MONITORED: Final = re.compile(rb'[\d.]+ \[\d+ (\S+)\] ((?:"(?:[^"\\]|\\.)*" ?)+)')
 OURS: Final = ("cmdstat_info:", "cmdstat_echo:")
 """What the bench itself asks."""
+LIFE: Final = (b"PING", b"EVALSHA")
+"""Signs of life: of the service that is listened to, and of the gate, which beats meanwhile."""
 WORD: Final = re.compile(rb'"(?:[^"\\]|\\.)*"')
 
 
@@ -154,5 +156,5 @@ class Monitor:
             if command[-1] == mark:
                 self._monitor.__exit__()
                 return found
-            if command[0].upper() != b"PING":
+            if command[0].upper() not in LIFE:
                 found.append(command)

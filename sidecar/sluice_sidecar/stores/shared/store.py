@@ -88,7 +88,6 @@ class SharedStore:
         """Calls that wait, by provider and ticket."""
         self.joining: set[Asking] = set()
         """Those that are about to have a ticket: they have their places already."""
-        self._asking = 0
         self.era = 0
         """Changes whenever what is enforced does."""
         self._beats = 0

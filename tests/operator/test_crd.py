@@ -314,11 +314,12 @@ async def test_a_field_that_is_null_is_dropped_by_the_api_server_before_the_gate
 async def test_defaults_are_filled_in_where_people_look(admin: Client) -> None:
     spec = (await admin.create(LIMITS, manifest(entry())))["spec"]
 
-    assert (spec["failurePolicy"], spec["estimation"]) == (
+    assert (spec["failurePolicy"], spec["sharing"], spec["estimation"]) == (
         "Allow",
+        "Exact",
         {"charsPerToken": 4, "defaultOutputTokens": 256, "quantile": 90},
     )
-    assert spec["limits"] == [entry(maxWait="0s", mode="Enforce")]
+    assert spec["limits"] == [entry(maxWait="0s", mode="Enforce", failurePolicy="LocalShare")]
 
 
 async def test_the_provider_of_an_object_stays_what_it_was(admin: Client) -> None:

@@ -126,8 +126,7 @@ class Gate:
         A caller that is cancelled while it waits has consumed nothing and holds nothing.
         """
         if self.store is not None and call.applied:
-            demand = call.demand.bounded()
-            return await self.store.acquire(call if demand is call.demand else call._replace(demand=demand))
+            return await self.store.acquire(call.bounded())
         outcome = await self.acquire_here(call)
         assert outcome is not None  # noqa: S101 - for the type checker: only a store recalls
         return outcome

@@ -113,23 +113,20 @@ class Engine:
             if not call.applied:
                 self._totals.unlimited += 1
                 return Permit(self, "", call, (), now, 0)
-            demand = call.demand.bounded()
-            if demand is not call.demand:
-                call = call._replace(demand=demand)
+            call = call.bounded()
             buckets = tuple([self._bucket(key, limits) for key, limits, _ in call.applied])
             if self._upstreams.buckets:
                 buckets += self._upstreams.touched(call)
-            for bucket in buckets[len(call.applied) :] if self.counts_only else buckets:
-                if not bucket.admits(now, demand):
+            for bucket in self._judged(call, buckets):
+                if not bucket.admits(now, call.demand):
                     return self._consider_newcomer(call, buckets, now, tell=tell)
             return self._admit(call, buckets, now, 0, tell=tell)
 
     def confirm(self, permit: Permit, now: int, waited: int) -> None:
         """A call that was admitted without telling anybody goes out, after so many ns: now it can be claimed."""
         with self._lock:
-            now = self._advance_clock(now)
             permit.waited = waited
-            self._tell(permit, now)
+            self._tell(permit, self._advance_clock(now))
 
     def refuse(self, call: Call, refusal: Refusal, now: int, waited: int) -> Refusal:
         """Somebody else has refused the call, in a bucket that it touches."""
@@ -341,6 +338,10 @@ class Engine:
         if bucket.limits is not limits:
             bucket.apply(limits)
 
+    def _judged(self, call: Call, buckets: tuple[Bucket, ...]) -> tuple[Bucket, ...]:
+        """Of the buckets that a call touches, those in which this engine looks for room. Those of limits come first."""
+        return buckets[len(call.applied) :] if self.counts_only else buckets
+
     def _admit(self, call: Call, buckets: tuple[Bucket, ...], now: int, waited: int, *, tell: bool = True) -> Permit:
         demand = call.demand
         for bucket in buckets:
@@ -421,7 +422,7 @@ class Engine:
     def _obstacles(self, waiter: Waiter, now: int, *, shadow: bool = False) -> list[tuple[Bucket, Obstacle]]:
         """What stands in the way now, with those ahead in the queues served first."""
         found = []
-        for bucket in waiter.buckets[len(waiter.call.applied) :] if self.counts_only else waiter.buckets:
+        for bucket in self._judged(waiter.call, waiter.buckets):
             if bucket.is_shadow is shadow:
                 ahead = bucket.kept_back(waiter.ticket)
                 found += [(bucket, obstacle) for obstacle in bucket.obstacles(now, waiter.call.demand, ahead)]

@@ -31,6 +31,11 @@ class Call(NamedTuple):
     upstream: BucketKey | None = None
     """Whose quota it uses at the provider, and for which model; None where the provider's own word does not matter."""
 
+    def bounded(self) -> Call:
+        """Every amount that it asks for from 0 to `MAX_AMOUNT`."""
+        demand = self.demand.bounded()
+        return self if demand is self.demand else self._replace(demand=demand)
+
 
 class Settled(StrEnum):
     """How a call's tokens came to be what they are."""
@@ -98,9 +103,14 @@ class Permit:
         window of calls and of parts, bucket by bucket. None: what its own windows count is all."""
 
     @property
+    def limited(self) -> tuple[Bucket, ...]:
+        """The buckets of limits that it touches, without those of the provider's own word."""
+        return tuple([bucket for bucket in self.buckets if bucket.key.scope is not Scope.PROVIDER])
+
+    @property
     def keys(self) -> tuple[BucketKey, ...]:
         """The buckets of limits that it touches; those of the provider's own word name what a caller sent."""
-        return tuple(bucket.key for bucket in self.buckets if bucket.key.scope is not Scope.PROVIDER)
+        return tuple([bucket.key for bucket in self.limited])
 
     @property
     def charge(self) -> Charge:

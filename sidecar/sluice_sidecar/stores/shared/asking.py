@@ -12,7 +12,7 @@ from sluice.core.permits import Call, Permit, Waiter
 from sluice_sidecar.health import StoreMode
 from sluice_sidecar.stores.shared import decision
 from sluice_sidecar.stores.shared.client import PATIENCE, Ask, StoreError, Unreadable
-from sluice_sidecar.stores.shared.decision import Form, limited
+from sluice_sidecar.stores.shared.decision import Form
 from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, LIFE, SILENCE, Booking
 
 if TYPE_CHECKING:
@@ -63,7 +63,7 @@ class Asking:
                 permit = await self._gate.acquire_here(self._call, tell=False)
                 if not isinstance(permit, Permit) or not permit.buckets:
                     return permit
-                self._buckets = limited(permit)
+                self._buckets = permit.limited
                 if self._is_leased and self._ticket == NEWCOMER and self._has_used_slices(permit):
                     return permit
                 reply = await self._ask(permit)

@@ -11,18 +11,13 @@ from collections.abc import Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
 from sluice.core.buckets import Bucket, Demand, Obstacle
-from sluice.core.keys import BucketKey, Scope
+from sluice.core.keys import BucketKey
 from sluice.core.limits import Limits
-from sluice.core.permits import Permit
 from sluice.core.windows import NEVER, SlidingWindow
 from sluice_sidecar.stores.shared.names import CALL_CODES, PART_CODES, Keys, StoredBucket
 
 ADMITTED: Final = 1
 NO_ROOM: Final = 0
-FORGOTTEN: Final = -1
-"""The store has lost its memory."""
-RECOVERING: Final = -2
-"""It is being told again."""
 
 _HEAD: Final = struct.Struct("<dddddd")
 _SLOT: Final = struct.Struct("<ddd")
@@ -71,11 +66,6 @@ def _form(stored: StoredBucket, bucket: Bucket) -> Form:
 
 def _cap(limit: int) -> int:
     return -1 if limit == NEVER else limit
-
-
-def limited(permit: Permit) -> tuple[Bucket, ...]:
-    """The buckets of limits that it touches; those of the provider's own word are each gate's own."""
-    return tuple([bucket for bucket in permit.buckets if bucket.key.scope is not Scope.PROVIDER])
 
 
 def obstacles(

@@ -15,7 +15,7 @@ from sluice.core.limits import MILLISECOND, SECOND
 from sluice.core.permits import Permit
 from sluice.core.windows import NEVER
 from sluice_sidecar.stores.shared.client import Client, StoreError, Unreadable
-from sluice_sidecar.stores.shared.decision import Form, Forms, limited
+from sluice_sidecar.stores.shared.decision import Form, Forms
 from sluice_sidecar.stores.shared.names import Keys, StoredBucket
 from sluice_sidecar.stores.shared.owed import Owed
 from sluice_sidecar.stores.shared.scripts import Script, Scripts
@@ -62,7 +62,7 @@ class Booking:
         self._keyspace = keyspace
         self._at = at
         self._lease = permit.lease
-        self._places = tuple(zip(limited(permit), forms, strict=True))
+        self._places = tuple(zip(permit.limited, forms, strict=True))
         self._held: dict[StoredBucket, str] = {}
         if permit.call.demand.slots:
             if held is None:
@@ -119,7 +119,7 @@ class Keyspace:
         self.forms = Forms(self.keys)
         self.owed = Owed()
         self.tell = tell
-        self.slices = Slices(lambda: self.owed)
+        self.slices = Slices(self.owed)
         self.live: set[Booking] = set()
         """The calls in flight."""
         self.ahead = ahead

@@ -19,7 +19,7 @@ Theory of operation
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Final
 
 from sluice.core.buckets import NOTHING, Bucket, Charge, Demand
@@ -79,7 +79,7 @@ class Rate:
 class Slices:
     """The slices of one provider's buckets."""
 
-    def __init__(self, owed: Callable[[], Owed]) -> None:
+    def __init__(self, owed: Owed) -> None:
         self._owed = owed
         self._slices: dict[BucketKey, Slice] = {}
         self._rates: dict[BucketKey, Rate] = {}
@@ -166,7 +166,7 @@ class Slices:
         self.next_end = NEVER
 
     def _give_back(self, part: Slice) -> None:
-        form, owed = part.form, self._owed()
+        form, owed = part.form, self._owed
         _, requests, tokens, input_tokens, output_tokens = part.left
         if form.codes and any(part.left):
             owed.amend(form.stored, form.codes, part.at, -requests, Charge(-tokens, -input_tokens, -output_tokens))

@@ -43,7 +43,6 @@ from sluice_sidecar.logs import whereabouts
 from sluice_sidecar.stores.shared import pictures
 from sluice_sidecar.stores.shared.asking import Asking
 from sluice_sidecar.stores.shared.client import PATIENCE, Client, StoreError
-from sluice_sidecar.stores.shared.decision import limited
 from sluice_sidecar.stores.shared.keyspace import FORGOTTEN, Booking, Forgotten, Keyspace
 from sluice_sidecar.stores.shared.scripts import Scripts
 from sluice_sidecar.stores.shared.word import Speaker
@@ -189,7 +188,7 @@ class SharedStore:
         permit = await self.gate.acquire_here(call)
         if isinstance(permit, Permit) and permit.lease:
             keyspace = self.keyspaces[_provider(call)]
-            forms = [keyspace.forms.of(bucket) for bucket in limited(permit)]
+            forms = [keyspace.forms.of(bucket) for bucket in permit.limited]
             booking = Booking(keyspace, permit, keyspace.server_time(permit.admitted_at), forms, is_new=True)
             booking.amend(call.demand.requests, permit.charge)
             permit.elsewhere = booking

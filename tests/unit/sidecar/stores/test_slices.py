@@ -43,7 +43,7 @@ class Gate:
     forms: Forms = field(default_factory=lambda: Forms(Keys("team-a", "openai", "gate-1")))
 
     def __post_init__(self) -> None:
-        self.slices = Slices(lambda: self.owed)
+        self.slices = Slices(self.owed)
 
     def add(
         self, more: int, asked: int, *buckets: Bucket, passed: int = 0, demand: Demand = ONE, lease: str = "lease"
